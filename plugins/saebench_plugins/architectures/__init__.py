@@ -1,0 +1,1 @@
+"""Built-in architectures: one file, one plugin, one entry point."""

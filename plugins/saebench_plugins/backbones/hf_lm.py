@@ -1,0 +1,474 @@
+"""Causal language models of the transformers library: from a hub, a local folder, or a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, cast
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from saebench_core import (
+    ActivationBatch,
+    Backbone,
+    BackboneConfig,
+    BackboneDescription,
+    BackboneSpec,
+    Context,
+    InputError,
+    Json,
+    Packing,
+    Patch,
+    PluginError,
+    Split,
+    TextSource,
+    TokenBatch,
+    file_sha256,
+    hookimpl,
+    locate,
+    pack_documents,
+    split_of_text,
+)
+
+__all__ = ["HfLm", "HfLmConfig"]
+
+_MODEL_FILES: Final = frozenset({".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"})
+_DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_CPU_FLOPS: Final = {"bf16": 4e11, "fp32": 1.5e11}  # measured with SmolLM2-135M on two cores
+_CUDA_FLOPS: Final = 5e13
+
+
+class HfLmConfig(BackboneConfig):
+    """A causal language model. Sites are ``layers.N``: the residual stream after decoder layer N.
+
+    Documents are joined by EOS and cut into sequences that begin with BOS. Special tokens are read by the model,
+    and their positions are no rows. The first position of a sequence, where models park their attention (its norm
+    is about a hundred times the others'), is no row either.
+    """
+
+    type: Literal["hf_lm"] = "hf_lm"
+    model: str = Field(description="Hub name, local folder, or .gguf file; package:PKG/FILE for installed packages.")
+    revision: str | None = Field(None, description="Commit or tag of a hub's model: pin it, a branch may move.")
+    corpus: TextSource = Field(description="Where the texts come from.")
+    context: int = Field(128, ge=2, description="Tokens in a sequence.")
+    max_tokens: PositiveInt = Field(2_000_000, description="Rows of the train split after which the corpus is cut.")
+    holdout: float = Field(
+        0.05, gt=0, lt=0.5, description="Share of the documents kept for evaluation, and as much for calibration."
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description="Whether sequences begin with BOS; auto: as the tokenizer itself does it."
+    )
+    drop_first: bool = Field(True, description="Leave out the first position of every sequence: an attention sink.")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: every tensor redrawn from a normal with its mean and deviation."
+    )
+    dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: the run's backbone_dtype.")
+    forward_batch: PositiveInt = Field(16, description="Sequences in a forward pass.")
+
+
+class _Sizes(NamedTuple):
+    layers: int
+    width: int
+    vocabulary: int
+    parameters: int
+
+
+class _StopForward(Exception):
+    """Leaves a forward pass at the site; nothing after it is computed."""
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    """Packed sequences of a split, on the CPU: all of one length but the last."""
+
+    ids: Tensor
+    lengths: Tensor
+    kept: Tensor
+
+    @property
+    def rows(self) -> int:
+        return int(self.kept.sum())
+
+
+class HfLm(Backbone):
+    """Reads, streams and patches a causal language model."""
+
+    def __init__(self, config: HfLmConfig) -> None:
+        self.config = config
+        self._model: Any = None
+        self._layers: nn.ModuleList = nn.ModuleList()
+        self._tokens: _Tokens
+        self._device = torch.device("cpu")
+        self._corpora: dict[Split, _Corpus] = {}
+
+    @cached_property
+    def _place(self) -> Path | None:
+        """The model's folder or GGUF file; None for a hub's name."""
+        given = self.config.model
+        local = given.startswith(("package:", ".", "/", "~")) or given.endswith(".gguf") or Path(given).exists()
+        return locate(given) if local else None
+
+    @property
+    def _is_gguf(self) -> bool:
+        return self._place is not None and self._place.suffix == ".gguf"
+
+    @cached_property
+    def _sizes(self) -> _Sizes:
+        if self._is_gguf:
+            return _gguf_sizes(cast(Path, self._place))
+        return _config_sizes(self._load_config())
+
+    def describe(self) -> BackboneDescription:
+        """Return sites and sizes from the model's configuration, or a GGUF file's header."""
+        sizes = self._sizes
+        slim = self.config.dtype == "bf16"
+        layers = [int(site.rpartition(".")[2]) + 1 for site in self.config.sites or () if site in self._sites()]
+        share = max(layers, default=sizes.layers) / sizes.layers
+        speed = _CUDA_FLOPS if torch.cuda.is_available() else _CPU_FLOPS["bf16" if slim else "fp32"]
+        body = sizes.parameters - sizes.vocabulary * sizes.width
+        return BackboneDescription(
+            modality="language",
+            sites=self._sites(),
+            memory_bytes=sizes.parameters * (2 if slim else 4),
+            seconds_per_row=2 * body * share / speed,
+            facts={"layers": sizes.layers, "vocabulary": sizes.vocabulary, "parameters": sizes.parameters},
+        )
+
+    def _sites(self) -> dict[str, int]:
+        return {f"layers.{number}": self._sizes.width for number in range(self._sizes.layers)}
+
+    def fingerprint(self) -> Mapping[str, Json]:
+        """Return digests of the model's files (a hub's name and revision), and of the corpus."""
+        return {"model": self._model_fingerprint, "corpus": self.config.corpus.fingerprint()}
+
+    @cached_property
+    def _model_fingerprint(self) -> dict[str, Json]:
+        if self._place is None:
+            return {"hub": self.config.model, "revision": self.config.revision}
+        if self._place.is_file():
+            return {self._place.name: file_sha256(self._place)}
+        files = sorted(path for path in self._place.iterdir() if path.is_file() and path.suffix in _MODEL_FILES)
+        return {path.name: file_sha256(path) for path in files}
+
+    def prepare(self, context: Context) -> None:
+        """Load the model, and tokenise the corpus once."""
+        dtype = _DTYPES.get(self.config.dtype, context.backbone_dtype)
+        source = self._converted(context, dtype)
+        self._device = context.device
+        with _quiet(), self._explained():
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=self._revision)
+            model = AutoModelForCausalLM.from_pretrained(source, revision=self._revision, dtype=dtype)
+        self._model = cast(nn.Module, model).to(context.device).eval().requires_grad_(False)
+        self._tokens = _Tokens.of(tokenizer, self.config)
+        self._layers = _decoder_layers(self._model, self._sizes.layers)
+        if self.config.weights == "random":
+            _randomise(self._model, context.generator)
+        self._corpora = self._pack(context)
+
+    @property
+    def _revision(self) -> str:
+        return self.config.revision or "main"
+
+    def _converted(self, context: Context, dtype: torch.dtype) -> str:
+        """Return where transformers can load from; a GGUF file is converted to safetensors once."""
+        if self._place is None:
+            return self.config.model
+        if not self._is_gguf:
+            return str(self._place)
+        identity: dict[str, Json] = {
+            "product": "converted model",
+            "files": self._model_fingerprint,
+            "dtype": str(dtype),
+        }
+        file = self._place
+        return str(context.product(identity, lambda folder: _convert_gguf(file, folder, dtype)))
+
+    def _load_config(self) -> Any:
+        with _quiet(), self._explained():
+            from transformers import AutoConfig
+
+            return AutoConfig.from_pretrained(str(self._place or self.config.model), revision=self._revision)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"the model {self.config.model!r} cannot be loaded ({str(error).strip().splitlines()[0]}); "
+                "give a hub's name that can be reached, a folder with config.json and weights, or a .gguf file"
+            ) from error
+
+    def _pack(self, context: Context) -> dict[Split, _Corpus]:
+        config = self.config
+        identity: dict[str, Json] = {
+            "product": "packed corpus",
+            "tokenizer": self._model_fingerprint,
+            "corpus": {"config": config.corpus.model_dump(mode="json"), "files": config.corpus.fingerprint()},
+            "packing": config.model_dump(include={"context", "max_tokens", "holdout", "bos", "drop_first", "seed"}),
+        }
+
+        def build(folder: Path) -> None:
+            from safetensors.torch import save_file
+
+            packed = pack_documents(
+                config.corpus.documents(),
+                self._tokens.encode,
+                self._tokens.packing,
+                lambda text: split_of_text(text, config.seed, config.holdout),
+                config.max_tokens,
+                lambda done: context.progress("tokenise", done, config.max_tokens),
+            )
+            tensors = {
+                f"{split}.{name}": torch.tensor(values, dtype=torch.int32)
+                for split, part in packed.items()
+                for name, values in {"ids": part.ids, "lengths": part.lengths, "kept": part.kept}.items()
+            }
+            save_file(tensors, folder / "corpus.safetensors")
+
+        from safetensors.torch import load_file
+
+        tensors = load_file(context.product(identity, build) / "corpus.safetensors")
+        splits: tuple[Split, ...] = ("train", "calibration", "evaluation")
+        return {s: _Corpus(tensors[f"{s}.ids"], tensors[f"{s}.lengths"], tensors[f"{s}.kept"]) for s in splits}
+
+    def rows_available(self, site: str, split: Split) -> int:
+        """Return the number of kept positions of a split."""
+        return self._corpora[split].rows
+
+    def stream(self, site: str, split: Split, start: int, rows: int) -> Iterator[ActivationBatch]:
+        """Yield activations after the site's layer.
+
+        Forward passes always take the same blocks of ``forward_batch`` sequences, so that a value does not depend
+        on where the stream is cut.
+        """
+        size = self.config.forward_batch
+        per_block = [int(part.sum()) for part in torch.split(self._corpora[split].kept, size)]
+        ends = torch.tensor([0, *per_block]).cumsum(0).tolist()
+        for block, (first, end) in enumerate(pairwise(ends)):
+            low, high = max(start, first), min(start + rows, end)
+            if low < high:
+                tokens = self.sequences(split, block * size, size)
+                values = self._forward_to(tokens, site)[low - first : high - first]
+                yield ActivationBatch(values, values)
+
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
+        """Return the texts' tokens, cut on the right; BOS and dropped positions as in `stream`."""
+        ids = [self._tokens.begin(ids)[:max_tokens] for ids in self._tokens.encode(list(texts))]
+        flat = torch.tensor([token for text in ids for token in text], dtype=torch.int64)
+        return self._tokens.batch(flat, torch.tensor([len(text) for text in ids], dtype=torch.int64), self._device)
+
+    def sequences(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Return the split's packed sequences."""
+        corpus = self._corpora[split]
+        lengths = corpus.lengths[start : start + count]
+        first = start * self.config.context
+        return self._tokens.batch(corpus.ids[first : first + int(lengths.sum())], lengths, self._device)
+
+    def read(self, tokens: TokenBatch, site: str) -> Float[Tensor, "kept d_in"]:
+        """Return the activations of the kept tokens, ``forward_batch`` sequences at a time."""
+        size = self.config.forward_batch
+        parts = [TokenBatch(*part) for part in zip(*(torch.split(tensor, size) for tensor in tokens), strict=True)]
+        return torch.cat([self._forward_to(part, site) for part in parts])
+
+    @torch.no_grad()
+    def _forward_to(self, tokens: TokenBatch, site: str) -> Float[Tensor, "kept d_in"]:
+        rows: list[Tensor] = []
+
+        def stop(module: nn.Module, inputs: object, output: Any) -> None:
+            rows.append(_hidden(output)[tokens.kept].to(torch.float32))
+            raise _StopForward
+
+        with _hooked(self._layer(site), stop), contextlib.suppress(_StopForward):
+            self._call(tokens)
+        return rows[0]
+
+    @torch.no_grad()
+    def logits(
+        self, tokens: TokenBatch, site: str, patch: Patch | None
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """Return fp32 logits; ``patch`` replaces the kept tokens' activations after the site's layer."""
+
+        def replace(module: nn.Module, inputs: object, output: Any) -> Any:
+            if patch is None or not tokens.kept.any():
+                return output
+            hidden = _hidden(output).clone()
+            rows = hidden[tokens.kept].to(torch.float32)
+            new = patch(rows)
+            if new.shape != rows.shape:
+                raise PluginError(f"a patch returned {tuple(new.shape)} for activations {tuple(rows.shape)}")
+            hidden[tokens.kept] = new.to(hidden.dtype)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        with _hooked(self._layer(site), replace):
+            return cast(Tensor, self._call(tokens).logits.to(torch.float32))
+
+    def _layer(self, site: str) -> nn.Module:
+        if site not in self._sites():
+            raise InputError(f"no site {site!r}; there are layers.0 to layers.{self._sizes.layers - 1}")
+        return self._layers[int(site.rpartition(".")[2])]
+
+    def _call(self, tokens: TokenBatch) -> Any:
+        if self._model is None:
+            raise PluginError("hf_lm: call `prepare` before reading activations")
+        return self._model(input_ids=tokens.ids, attention_mask=tokens.attention.to(torch.int64), use_cache=False)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The tokenizer, and the one rule of which positions are rows."""
+
+    tokenizer: Any
+    packing: Packing
+    pad: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, config: HfLmConfig) -> _Tokens:
+        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        if config.bos == "always" and bos is None:
+            raise InputError(f"the tokenizer of {config.model!r} has no BOS token; use `bos: auto` or `bos: never`")
+        adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        begins = bos if config.bos == "always" or (config.bos == "auto" and adds_bos) else None
+        special = frozenset(token for token in (*tokenizer.all_special_ids, bos, eos, pad) if token is not None)
+        packing = Packing(config.context, begins, eos, special, config.drop_first)
+        return cls(tokenizer, packing, next(token for token in (pad, eos, 0) if token is not None))
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Return token ids without special tokens of the tokenizer's own making."""
+        return cast("list[list[int]]", self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def begin(self, ids: list[int]) -> list[int]:
+        """Put BOS in front if sequences begin with it."""
+        return ids if self.packing.bos is None else [self.packing.bos, *ids]
+
+    def batch(self, flat: Tensor, lengths: Tensor, device: torch.device) -> TokenBatch:
+        """Pad sequences that lie end to end on the right, whatever side the tokenizer prefers."""
+        lengths = lengths.to(device)
+        width = max(1, int(lengths.max())) if len(lengths) else 1
+        real = torch.arange(width, device=device) < lengths[:, None]
+        ids = torch.full(real.shape, self.pad, dtype=torch.int64, device=device)
+        ids[real] = flat.to(device, torch.int64)
+        kept = real & ~torch.isin(ids, torch.tensor(sorted(self.packing.special), dtype=torch.int64, device=device))
+        if self.packing.drop_first:
+            kept[:, 0] = False
+        attention = real.clone()
+        attention[:, 0] = True  # of an empty text too: attention over nothing is not a number
+        return TokenBatch(ids, attention, kept)
+
+
+def _hidden(output: Any) -> Tensor:
+    """Return the residual stream of a decoder layer's output: a tensor, or a tuple that begins with it."""
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
+@contextlib.contextmanager
+def _hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise InputError(f"{type(model).__name__} has no list of {count} decoder layers that could be read")
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module, generator: Callable[[str], torch.Generator]) -> None:
+    """Redraw every parameter from a normal with its own mean and deviation; each has its own generator."""
+    for name, parameter in model.named_parameters():
+        deviation, mean = torch.std_mean(parameter.to(torch.float32), correction=0)
+        noise = torch.randn(parameter.shape, generator=generator(f"random weights/{name}"), device="cpu")
+        if noise.numel() > 1:
+            noise = (noise - noise.mean()) / noise.std(correction=0)
+        parameter.copy_(noise.to(parameter.device) * deviation + mean)
+
+
+def _config_sizes(config: Any) -> _Sizes:
+    text = config.get_text_config()
+    width, layers, vocabulary = int(text.hidden_size), int(text.num_hidden_layers), int(text.vocab_size)
+    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
+    embeddings = vocabulary * width * (1 if getattr(text, "tie_word_embeddings", False) else 2)
+    return _Sizes(layers, width, vocabulary, embeddings + layers * (4 * width**2 + 3 * width * inner))
+
+
+def _gguf_sizes(file: Path) -> _Sizes:
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
+        layers = int(reader.fields[f"{architecture}.block_count"].contents())
+        width = int(reader.fields[f"{architecture}.embedding_length"].contents())
+        vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{file.name} is no GGUF file of a language model ({error})") from error
+    return _Sizes(layers, width, vocabulary, sum(int(tensor.n_elements) for tensor in reader.tensors))
+
+
+def _convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:
+    """Write a GGUF file's dequantised weights and tokenizer as transformers saves a model.
+
+    The reader below is used directly: ``from_pretrained(gguf_file=...)`` gives the same weights, but needs one more
+    package, and returns a model that it then refuses to save.
+    """
+    with _quiet():
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        make: Any = AutoModelForCausalLM.from_config
+        with torch.device("meta"):
+            model = make(config, dtype=dtype)
+        read: Any = load_gguf_checkpoint
+        tensors = read(str(file), return_tensors=True, model_to_load=model, torch_dtype=dtype)["tensors"]
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        model.load_state_dict(tensors, strict=False)
+        _check_filled(model, tensors, file)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _check_filled(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse a file that lacks a tensor; one that is tied to another needs none of its own."""
+    state = model.state_dict()
+    filled = {state[name].data_ptr() for name in tensors}
+    missing = sorted(name for name, tensor in state.items() if tensor.data_ptr() not in filled)
+    if missing:
+        raise InputError(f"{file.name} lacks {', '.join(missing[:5])}; it cannot be read as a {type(model).__name__}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep progress bars of loading off the terminal; errors are raised as ever."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@hookimpl
+def register_backbones() -> list[BackboneSpec]:
+    """Offer the backbone."""
+    return [
+        BackboneSpec(
+            config=HfLmConfig,
+            build=HfLm,
+            summary="Causal language models of transformers: hub, local folder or GGUF file",
+            source="https://github.com/huggingface/transformers",
+        )
+    ]

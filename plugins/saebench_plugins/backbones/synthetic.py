@@ -1,0 +1,212 @@
+"""Synthetic activations with known features (paper section 3.1, appendix B).
+
+``x = sum_i b_i c_i f_i`` with ``f_i`` uniform on the sphere, ``b_i ~ Bernoulli(p_i)`` independent and
+``c_i ~ LogNormal(0, sigma)``, drawn anew for every row and feature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor
+
+from saebench_core import (
+    ActivationBatch,
+    Backbone,
+    BackboneConfig,
+    BackboneDescription,
+    BackboneSpec,
+    Codes,
+    Context,
+    Model,
+    Selection,
+    Split,
+    hookimpl,
+    named_generator,
+)
+
+_BLOCK = 4096
+"""Rows of a block: drawn together from one generator, so that rows do not depend on how they are cut."""
+
+
+class ConstantProbability(Model):
+    """Every feature fires equally often."""
+
+    type: Literal["constant"] = "constant"
+    p: float = Field(gt=0, lt=1, description="Probability to fire in a row.")
+
+
+class LogUniformProbability(Model):
+    """Probabilities drawn once per feature, uniform in their logarithm."""
+
+    type: Literal["log_uniform"] = "log_uniform"
+    low: float = Field(gt=0, lt=1, description="Smallest probability.")
+    high: float = Field(gt=0, lt=1, description="Largest probability.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> LogUniformProbability:
+        if self.low > self.high:
+            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
+        return self
+
+
+Probability = Annotated[ConstantProbability | LogUniformProbability, Field(discriminator="type")]
+
+
+class SyntheticConfig(BackboneConfig):
+    """Configuration of `Synthetic`; the defaults are the paper's variable setting."""
+
+    type: Literal["synthetic"] = "synthetic"
+    d_in: PositiveInt = Field(100, description="Width of the activations.")
+    n_features: PositiveInt = Field(3200, description="Number of true features.")
+    probability: Probability = Field(
+        LogUniformProbability(low=10**-5.5, high=10**-1.2), description="How often features fire."
+    )
+    lognormal_sigma: NonNegativeFloat = Field(0.25, description="Sigma of the log-normal magnitudes.")
+
+
+class Synthetic(Backbone):
+    """Draws rows in fixed blocks; exposes features, probabilities and codes."""
+
+    site = "activations"
+
+    def __init__(self, config: SyntheticConfig) -> None:
+        self.config = config
+        self._device = torch.device("cpu")
+        self._features: Tensor | None = None
+        self._probabilities: Tensor | None = None
+
+    def describe(self) -> BackboneDescription:
+        """Return the one site and the sizes."""
+        config = self.config
+        return BackboneDescription(
+            modality="synthetic",
+            sites={self.site: config.d_in},
+            regenerates=True,
+            memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in,
+            seconds_per_row=2e-6 + 2e-8 * self._expected_l0() * (1 + config.d_in / 16),
+            facts={"n_features": config.n_features, "expected_l0": round(self._expected_l0(), 3)},
+        )
+
+    def _expected_l0(self) -> float:
+        probability = self.config.probability
+        if isinstance(probability, ConstantProbability):
+            return probability.p * self.config.n_features
+        if probability.low == probability.high:
+            return probability.low * self.config.n_features
+        mean = (probability.high - probability.low) / math.log(probability.high / probability.low)
+        return mean * self.config.n_features
+
+    def prepare(self, context: Context) -> None:
+        """Draw features and probabilities."""
+        config = self.config
+        self._device = context.device
+        generator = named_generator(config.seed, "synthetic", "features")
+        features = torch.randn(config.n_features, config.d_in, generator=generator, device="cpu")
+        self._features = torch.nn.functional.normalize(features, dim=1)
+        self._probabilities = self._draw_probabilities()
+
+    def _draw_probabilities(self) -> Tensor:
+        probability, count = self.config.probability, self.config.n_features
+        if isinstance(probability, ConstantProbability):
+            return torch.full((count,), probability.p, dtype=torch.float64, device="cpu")
+        generator = named_generator(self.config.seed, "synthetic", "probabilities")
+        uniform = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+        low, high = math.log(probability.low), math.log(probability.high)
+        return torch.exp(low + (high - low) * uniform)
+
+    def features(self) -> Float[Tensor, "n_features d_in"]:
+        """Return the unit-norm feature directions.
+
+        Raises:
+            RuntimeError: before `prepare`.
+        """
+        if self._features is None:
+            raise RuntimeError("the synthetic backbone is not prepared")
+        return self._features.to(self._device)
+
+    def probabilities(self) -> Float[Tensor, " n_features"]:
+        """Return each feature's probability to fire.
+
+        Raises:
+            RuntimeError: before `prepare`.
+        """
+        if self._probabilities is None:
+            raise RuntimeError("the synthetic backbone is not prepared")
+        return self._probabilities.to(self._device, torch.float32)
+
+    def rows_available(self, site: str, split: Split) -> int | None:
+        """Rows never end."""
+        return None
+
+    def _block(self, split: Split, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rows, features and magnitudes of a block's active entries, sorted by row.
+
+        A Bernoulli(p) is a Poisson(-log(1 - p)) that is not zero, so the active entries are the distinct places
+        of a Poisson number of points: exact, and the work grows with the number of active entries only.
+        """
+        if self._probabilities is None:
+            raise RuntimeError("the synthetic backbone is not prepared")
+        generator = named_generator(self.config.seed, "synthetic", split, index)
+        rates = -torch.log1p(-self._probabilities) * _BLOCK
+        points = torch.poisson(rates, generator=generator).long()
+        feature = torch.arange(points.numel(), device="cpu").repeat_interleave(points)
+        row = torch.randint(_BLOCK, (feature.numel(),), generator=generator, device="cpu")
+        place = torch.unique(row * points.numel() + feature)
+        normal = torch.randn(place.numel(), generator=generator, device="cpu")
+        return place // points.numel(), place % points.numel(), torch.exp(self.config.lognormal_sigma * normal)
+
+    def _codes(self, split: Split, index: int, first: int, last: int) -> Codes:
+        rows, cols, values = self._block(split, index)
+        inside = slice(int((rows < first).sum()), int((rows < last).sum()))
+        selection = Selection(rows[inside] - first, cols[inside], last - first, self.config.n_features)
+        return Codes(selection, values[inside])
+
+    def codes(self, split: Split, start: int, rows: int) -> Codes:
+        """Return the true coefficients of rows ``start`` to ``start + rows``."""
+        parts = [self._codes(split, *cut) for cut in _cuts(start, rows)]
+        offset, all_rows = 0, []
+        for part in parts:
+            all_rows.append(part.selection.rows + offset)
+            offset += part.selection.n_rows
+        cols = torch.cat([part.selection.cols for part in parts])
+        selection = Selection(torch.cat(all_rows), cols, rows, self.config.n_features)
+        return Codes(selection, torch.cat([part.values for part in parts]))
+
+    def stream(self, site: str, split: Split, start: int, rows: int) -> Iterator[ActivationBatch]:
+        """Yield rows block by block; bit-equal for any cut."""
+        features = self.features().to("cpu")
+        for index, first, last in _cuts(start, rows):
+            codes = self._codes(split, index, first, last)
+            x = torch.nn.functional.embedding_bag(
+                codes.selection.cols, features, codes.selection.offsets, mode="sum", per_sample_weights=codes.values
+            ).to(self._device)
+            yield ActivationBatch(x, x)
+
+
+def _cuts(start: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (block, first row in it, row after the last) that cover ``rows`` rows from ``start``."""
+    position, stop = start, start + rows
+    while position < stop:
+        index, first = divmod(position, _BLOCK)
+        last = min(_BLOCK, first + stop - position)
+        yield index, first, last
+        position += last - first
+
+
+@hookimpl
+def register_backbones() -> list[BackboneSpec]:
+    """Offer ``synthetic``."""
+    return [
+        BackboneSpec(
+            config=SyntheticConfig,
+            build=Synthetic,
+            summary="sparse sums of known random features; the ground truth is exposed",
+            source="Sanity Checks for SAEs, section 3.1 and appendix B",
+        )
+    ]

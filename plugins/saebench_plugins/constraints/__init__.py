@@ -1,0 +1,1 @@
+"""Built-in constraints: one file, one plugin, one entry point."""

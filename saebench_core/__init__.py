@@ -1,0 +1,153 @@
+"""Train and score every sparse autoencoder beside its random twins.
+
+The names below are the public interface. Each is loaded on first use, so that importing the package is free.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from saebench_core._version import __version__
+
+if TYPE_CHECKING:
+    from saebench_core.errors import (
+        InputError as InputError,
+        MissingPackageError as MissingPackageError,
+        PluginError as PluginError,
+        SaebenchError as SaebenchError,
+        nearest as nearest,
+    )
+    from saebench_core.hookspecs import hookimpl as hookimpl
+    from saebench_core.interfaces.architecture import (
+        Architecture as Architecture,
+        ArchitectureConfig as ArchitectureConfig,
+        ArchitectureSpec as ArchitectureSpec,
+        Recipe as Recipe,
+        Shape as Shape,
+    )
+    from saebench_core.interfaces.backbone import (
+        ActivationBatch as ActivationBatch,
+        Backbone as Backbone,
+        BackboneConfig as BackboneConfig,
+        BackboneDescription as BackboneDescription,
+        BackboneSpec as BackboneSpec,
+        GroundTruth as GroundTruth,
+        LanguageModel as LanguageModel,
+        Patch as Patch,
+        TokenBatch as TokenBatch,
+        VisionModel as VisionModel,
+    )
+    from saebench_core.interfaces.constraint import (
+        BaseDraw as BaseDraw,
+        Constraint as Constraint,
+        ConstraintConfig as ConstraintConfig,
+        ConstraintSpec as ConstraintSpec,
+        Init as Init,
+        Randomised as Randomised,
+        Start as Start,
+        Statistics as Statistics,
+        draw_directions as draw_directions,
+    )
+    from saebench_core.interfaces.context import (
+        ActivationReader as ActivationReader,
+        Context as Context,
+        MetricContext as MetricContext,
+        Progress as Progress,
+        Split as Split,
+    )
+    from saebench_core.interfaces.entry import Json as Json, Model as Model
+    from saebench_core.interfaces.metric import (
+        Metric as Metric,
+        MetricConfig as MetricConfig,
+        MetricSpec as MetricSpec,
+        NotApplicable as NotApplicable,
+        Prepared as Prepared,
+        Score as Score,
+        Scored as Scored,
+        ScoreInfo as ScoreInfo,
+        Subject as Subject,
+    )
+    from saebench_core.kernels import Codes as Codes, Selection as Selection
+    from saebench_core.objectives import (
+        L1 as L1,
+        AuxK as AuxK,
+        Objective as Objective,
+        Reconstruction as Reconstruction,
+        Step as Step,
+        TargetL0 as TargetL0,
+        Term as Term,
+        WeightedTerm as WeightedTerm,
+    )
+    from saebench_core.randomness import derive_seed as derive_seed, named_generator as named_generator
+    from saebench_core.rules import (
+        BatchTopK as BatchTopK,
+        Export as Export,
+        JumpReLU as JumpReLU,
+        ReLU as ReLU,
+        Role as Role,
+        Rule as Rule,
+        TensorInfo as TensorInfo,
+        TopK as TopK,
+    )
+    from saebench_core.sae import SparseAutoencoder as SparseAutoencoder
+    from saebench_core.sources import (
+        ImageSet as ImageSet,
+        ImageSource as ImageSource,
+        LabelledTexts as LabelledTexts,
+        Packing as Packing,
+        TableSource as TableSource,
+        TextSource as TextSource,
+        find_files as find_files,
+        locate as locate,
+        pack_documents as pack_documents,
+        split_of_text as split_of_text,
+    )
+    from saebench_core.store import file_sha256 as file_sha256
+
+_HOME: dict[str, str] = {
+    name: module
+    for module, names in {
+        "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
+        "hookspecs": ("hookimpl",),
+        "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
+        "interfaces.backbone": (
+            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "GroundTruth",
+            "LanguageModel", "Patch", "TokenBatch", "VisionModel",
+        ),
+        "interfaces.constraint": (
+            "BaseDraw", "Constraint", "ConstraintConfig", "ConstraintSpec", "Init", "Randomised", "Start", "Statistics",
+            "draw_directions",
+        ),
+        "interfaces.context": ("ActivationReader", "Context", "MetricContext", "Progress", "Split"),
+        "interfaces.entry": ("Json", "Model"),
+        "interfaces.metric": (
+            "Metric", "MetricConfig", "MetricSpec", "NotApplicable", "Prepared", "Score", "ScoreInfo", "Scored", "Subject",
+        ),
+        "kernels": ("Codes", "Selection"),
+        "objectives": ("AuxK", "L1", "Objective", "Reconstruction", "Step", "TargetL0", "Term", "WeightedTerm"),
+        "randomness": ("derive_seed", "named_generator"),
+        "rules": ("BatchTopK", "Export", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"),
+        "sae": ("SparseAutoencoder",),
+        "sources": (
+            "ImageSet", "ImageSource", "LabelledTexts", "Packing", "TableSource", "TextSource", "find_files", "locate",
+            "pack_documents", "split_of_text",
+        ),
+        "store": ("file_sha256",),
+    }.items()
+    for name in names
+}  # fmt: skip
+
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

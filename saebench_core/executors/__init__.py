@@ -1,0 +1,1 @@
+"""Executors: where and when tasks run; what a task does is not their business."""

@@ -1,0 +1,204 @@
+"""Contract of a backbone: what activations come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from saebench_core.interfaces.context import Context, Split
+from saebench_core.interfaces.entry import EntryConfig, Json
+from saebench_core.kernels import Codes
+
+__all__ = [
+    "ActivationBatch",
+    "Backbone",
+    "BackboneConfig",
+    "BackboneDescription",
+    "BackboneSpec",
+    "GroundTruth",
+    "LanguageModel",
+    "Patch",
+    "TokenBatch",
+    "VisionModel",
+]
+
+
+class BackboneConfig(EntryConfig):
+    """Base of a backbone's configuration."""
+
+    bookkeeping: ClassVar[frozenset[str]] = frozenset({"name", "sites", "l0", "training"})
+
+    sites: tuple[str, ...] | None = Field(None, description="Places that are read; by default the only one there is.")
+    l0: tuple[PositiveFloat, ...] | None = Field(None, description="Target L0s that replace the registry's here.")
+    training: Any = Field(None, description="Training settings that replace the registry's here.")
+    seed: int = Field(0, description="Seed of the backbone itself: features, corpus cut, splits.")
+
+
+@dataclass(frozen=True)
+class BackboneDescription:
+    """What a backbone is, known without loading weights.
+
+    Attributes:
+        modality: kind of input.
+        sites: every site with its width ``d_in``.
+        regenerates: rows can be drawn again at will for next to nothing, so they are never stored.
+        memory_bytes: memory that the loaded backbone needs.
+        seconds_per_row: estimate for one row of activations on this machine.
+        facts: further sizes for plan and report.
+    """
+
+    modality: Literal["synthetic", "language", "vision", "other"]
+    sites: Mapping[str, int]
+    regenerates: bool = False
+    memory_bytes: int = 0
+    seconds_per_row: float = 1e-6
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+
+class ActivationBatch(NamedTuple):
+    """Rows at a site.
+
+    Attributes:
+        inputs: what an SAE encodes, ``(rows, d_in)``, fp32.
+        targets: what it reconstructs; the same tensor for an SAE.
+    """
+
+    inputs: Float[Tensor, "rows d_in"]
+    targets: Float[Tensor, "rows d_out"]
+
+
+class Backbone(ABC):
+    """Gives activations at its sites.
+
+    A backbone is built from its configuration alone and must be cheap to build: `describe` and `fingerprint`
+    work on it at once, everything else after `prepare`.
+    """
+
+    @abstractmethod
+    def describe(self) -> BackboneDescription:
+        """Return sites and sizes from configuration only: no weights, no network unless the name is a hub's.
+
+        Raises:
+            InputError: if a file is missing or the configuration cannot be right.
+        """
+
+    def fingerprint(self) -> Mapping[str, Json]:
+        """Return digests of the contents that the backbone reads beside its configuration, such as files."""
+        return {}
+
+    @abstractmethod
+    def prepare(self, context: Context) -> None:
+        """Load what `stream` and the capabilities need; called once before them.
+
+        Conversions, and models that are trained here, go through ``context.product``.
+        """
+
+    @abstractmethod
+    def rows_available(self, site: str, split: Split) -> int | None:
+        """Return how many rows a split has, or None if it never ends."""
+
+    @abstractmethod
+    def stream(self, site: str, split: Split, start: int, rows: int) -> Iterator[ActivationBatch]:
+        """Yield rows ``start`` to ``start + rows`` of a split, in its fixed order, in batches of any size.
+
+        The rows are the same in the same order however they are cut: exactly for tokens, to 1e-5 relative in
+        fp32 for values, bit-equal for a backbone that ``regenerates``.
+        """
+
+
+class Patch(Protocol):
+    """Replaces activations at a site during a forward pass."""
+
+    def __call__(self, activations: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """Return what takes the place of these rows."""
+
+
+@runtime_checkable
+class GroundTruth(Protocol):
+    """Capability: the true features are known."""
+
+    def features(self) -> Float[Tensor, "n_features d_in"]:
+        """Return the unit-norm feature directions."""
+
+    def probabilities(self) -> Float[Tensor, " n_features"]:
+        """Return each feature's probability to fire in a row."""
+
+    def codes(self, split: Split, start: int, rows: int) -> Codes:
+        """Return the true coefficients of these rows."""
+
+
+class TokenBatch(NamedTuple):
+    """Token sequences, padded on the right.
+
+    Attributes:
+        ids: token ids ``(sequences, length)``.
+        attention: true where there is a token, ``(sequences, length)``.
+        kept: true where the activation is used: not padding, not BOS, not another special token.
+    """
+
+    ids: Int[Tensor, "sequences length"]
+    attention: Bool[Tensor, "sequences length"]
+    kept: Bool[Tensor, "sequences length"]
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """Capability: a causal language model that can be read and patched."""
+
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
+        """Return the texts' tokens, cut on the right, with special tokens as in `stream`."""
+
+    def sequences(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Return the split's sequences of tokens; fewer than ``count`` if it ends."""
+
+    def read(self, tokens: TokenBatch, site: str) -> Float[Tensor, "kept d_in"]:
+        """Return the activations of the kept tokens, sequence by sequence, fp32."""
+
+    def logits(self, tokens: TokenBatch, site: str, patch: Patch | None) -> Float[Tensor, "sequences length vocabulary"]:
+        """Return fp32 logits, the kept tokens' activations at the site replaced by ``patch`` if there is one."""
+
+
+@runtime_checkable
+class VisionModel(Protocol):
+    """Capability: an image model with zero-shot classes that can be read and patched."""
+
+    def image_count(self, split: Split) -> int:
+        """Return the number of images of a split."""
+
+    def images(self, split: Split, start: int, count: int) -> Float[Tensor, "images channels height width"]:
+        """Return preprocessed images."""
+
+    def labels(self, split: Split) -> Int[Tensor, " images"]:
+        """Return every image's class."""
+
+    def class_names(self) -> Sequence[str]:
+        """Return the names of the classes."""
+
+    def read_images(self, images: Tensor, site: str) -> Float[Tensor, "images tokens d_in"]:
+        """Return the activations of the tokens in use (class token, patches, or all), fp32."""
+
+    def zero_shot_logits(self, images: Tensor, site: str, patch: Patch | None) -> Float[Tensor, "images classes"]:
+        """Return scaled cosine similarities to the class texts, activations replaced by ``patch`` if there is one."""
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone as a plugin offers it.
+
+    Attributes:
+        config: its configuration model; the name is its ``type``.
+        build: makes the backbone from a configuration, loading nothing.
+        summary: one line for lists.
+        source: where it comes from.
+    """
+
+    config: type[BackboneConfig]
+    build: Callable[[Any], Backbone]
+    summary: str
+    source: str = ""

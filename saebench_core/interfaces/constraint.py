@@ -1,0 +1,148 @@
+"""Contract of a baseline constraint: what is held random, and how that is proven."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from saebench_core.interfaces.architecture import Recipe, Shape
+from saebench_core.interfaces.entry import EntryConfig, Json
+from saebench_core.rules import Role
+from saebench_core.sae import SparseAutoencoder
+
+__all__ = [
+    "BaseDraw",
+    "Constraint",
+    "ConstraintConfig",
+    "ConstraintSpec",
+    "Init",
+    "Randomised",
+    "Start",
+    "Statistics",
+    "draw_directions",
+]
+
+Init = Literal["iso", "cov", "kaiming"]
+Randomised = Literal["encoder", "decoder", "pairing", "codes"]
+
+
+class ConstraintConfig(EntryConfig):
+    """Base of a constraint's configuration."""
+
+    init: Init = Field("iso", description="Directions at the start: isotropic, by the data's covariance, or Kaiming.")
+    only: tuple[str, ...] | None = Field(None, description="Backbones (names or types) that this entry is for.")
+
+
+@dataclass(frozen=True)
+class BaseDraw:
+    """The random numbers that all twins of a seed share.
+
+    Attributes:
+        normal: standard-normal G, ``(d_sae, d_in)``.
+        uniform: uniform numbers in [-1, 1] from the same generator, ``(d_sae, d_in)``.
+    """
+
+    normal: Float[Tensor, "d_sae d_in"]
+    uniform: Float[Tensor, "d_sae d_in"]
+
+    @classmethod
+    def from_generator(cls, generator: torch.Generator, d_sae: int, d_in: int) -> BaseDraw:
+        """Draw G first, so that it does not depend on what an init needs beside it."""
+        normal = torch.randn(d_sae, d_in, generator=generator, device="cpu")
+        uniform = torch.rand(d_sae, d_in, generator=generator, device="cpu") * 2 - 1
+        return cls(normal, uniform)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics of the training activations, accumulated in fp64, kept on the CPU.
+
+    Attributes:
+        rows: number of rows they come from.
+        mean: ``(d_in,)``.
+        mean_square_norm: mean of ``||x||^2``.
+        covariance: ``(d_in, d_in)`` about the mean.
+    """
+
+    rows: int
+    mean: Float[Tensor, " d_in"]
+    mean_square_norm: float
+    covariance: Float[Tensor, "d_in d_in"]
+
+
+class Start(NamedTuple):
+    """Weights at the start: ``w_enc (d_in, d_sae)`` and ``w_dec (d_sae, d_in)``."""
+
+    w_enc: Float[Tensor, "d_in d_sae"]
+    w_dec: Float[Tensor, "d_sae d_in"]
+
+
+def draw_directions(draw: BaseDraw, init: Init, statistics: Statistics) -> Float[Tensor, "d_sae d_in"]:
+    """Return unit-norm directions, one a latent (paper section 4.1; protocols 2.1).
+
+    iso: rows of G, uniform on the sphere. cov: rows of ``G root(Sigma)``, as samples of N(0, Sigma).
+    kaiming: uniform in ``+-sqrt(6 / d_in)``, then normalised as SAE libraries do.
+    """
+    if init == "iso":
+        rows = draw.normal
+    elif init == "kaiming":
+        rows = draw.uniform * (6 / draw.uniform.shape[1]) ** 0.5
+    else:
+        values, vectors = torch.linalg.eigh(statistics.covariance.to(torch.float64))
+        root = vectors * values.clamp(min=0).sqrt()
+        rows = (draw.normal.to(torch.float64) @ root.T).to(torch.float32)
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+class Constraint(ABC):
+    """Says what stays random, and keeps it so."""
+
+    randomises: ClassVar[frozenset[Randomised]] = frozenset()
+    """Parts that training never learns; a constraint is a valid null for a metric that reads one of them."""
+
+    needs: ClassVar[str | None] = None
+    """Type of the twin whose checkpoint `finish` starts from, or None."""
+
+    trains: ClassVar[bool] = True
+    """Whether there are optimiser steps at all."""
+
+    def initialise(self, draw: BaseDraw, init: Init, statistics: Statistics) -> Start:
+        """Return the starting weights: the init's directions as decoder, its transposed copy as encoder."""
+        w_dec = draw_directions(draw, init, statistics)
+        return Start(w_dec.T.clone(), w_dec)
+
+    def adapt(self, recipe: Recipe, shape: Shape) -> Recipe:
+        """Return the recipe to train with: rule or terms dropped or replaced, the centring fixed."""
+        return recipe
+
+    @abstractmethod
+    def frozen(self, roles: Mapping[str, Role], recipe: Recipe) -> frozenset[str]:
+        """Name the tensors that stay out of the optimiser; they end bit-identical."""
+
+    def project(self, sae: SparseAutoencoder, start: Start) -> None:  # noqa: B027 - most constraints have no set
+        """Bring the SAE back into the allowed set after an optimiser step, in place, without gradients."""
+
+    def finish(self, sae: SparseAutoencoder, twin: SparseAutoencoder | None) -> SparseAutoencoder:
+        """Return the SAE after training, before thresholds are calibrated; ``twin`` is what `needs` asks for."""
+        return sae
+
+    def certify(self, sae: SparseAutoencoder, start: Start) -> Mapping[str, Json]:
+        """Return this constraint's own facts for the certificate, such as ``at_bound_share``."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ConstraintSpec:
+    """A constraint as a plugin offers it; the fields are those of `BackboneSpec`."""
+
+    config: type[ConstraintConfig]
+    build: Callable[[Any], Constraint]
+    summary: str
+    source: str = ""

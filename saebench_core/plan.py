@@ -1,0 +1,361 @@
+"""Cells to a graph of tasks with product keys and cost estimates; nothing is computed here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from importlib.resources import files
+from typing import Any, Final, Literal, cast, final
+
+from saebench_core.catalog import Catalog
+from saebench_core.interfaces.backbone import Backbone, BackboneConfig
+from saebench_core.interfaces.constraint import Constraint
+from saebench_core.interfaces.context import Split
+from saebench_core.interfaces.metric import Metric, MetricConfig
+from saebench_core.registry import Cell, Entry, Registry
+from saebench_core.store import Store, canonical_json, content_key
+
+__all__ = ["Environment", "Estimate", "Plan", "Product", "Task", "make_plan"]
+
+Kind = Literal["activations", "metric", "train", "score"]
+
+_CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "activations": ("activations.py", "interfaces/backbone.py", "randomness.py"),
+    "metric": ("interfaces/metric.py", "interfaces/backbone.py", "kernels.py"),
+    "train": (
+        "activations.py", "kernels.py", "rules.py", "objectives.py", "sae.py", "randomness.py", "interfaces/architecture.py",
+        "interfaces/constraint.py", "training/calibration.py", "training/controllers.py", "training/loop.py",
+        "training/trainee.py", "training/certificate.py", "tasks/train.py",
+    ),
+    "score": ("kernels.py", "rules.py", "sae.py", "interfaces/metric.py"),
+}  # fmt: skip
+"""Core modules that shape a product; an edit of one makes its products anew."""
+
+
+@lru_cache(maxsize=8)
+def core_digest(kind: Kind) -> str:
+    """Return the hash of the core modules that shape products of a kind."""
+    digest = hashlib.sha256()
+    for name in _CORE[kind]:
+        digest.update(name.encode() + b"\0" + files("saebench_core").joinpath(name).read_bytes())
+    return digest.hexdigest()
+
+
+@final
+@dataclass(frozen=True)
+class Environment:
+    """What of the machine shapes numbers: device kind, number format of backbones, torch version."""
+
+    device: str
+    backbone_dtype: str
+    torch: str
+
+    @classmethod
+    def current(cls, device: str, backbone_dtype: str) -> Environment:
+        """Return the environment of this process; torch's version is read without importing it."""
+        return cls(device, backbone_dtype, version("torch"))
+
+
+@final
+@dataclass(frozen=True)
+class Estimate:
+    """Expected cost on this machine."""
+
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+
+
+@final
+@dataclass(frozen=True)
+class Product:
+    """A product's place in the store, and what its key was made from."""
+
+    kind: str
+    key: str
+    identity: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, kind: str, identity: Mapping[str, Any]) -> Product:
+        """Return the product with the key of this identity."""
+        return cls(kind, content_key(identity), identity)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One unit of work.
+
+    Attributes:
+        kind: what it does.
+        label: for people, unique in a plan.
+        products: what it makes; a train task makes one SAE a cell.
+        needs: tasks that must be done before.
+        cells: cells that depend on it.
+        backbone: entry whose activations are concerned.
+        site: its site.
+        split: for activations.
+        rows: for activations.
+        metric: for metric and score.
+        estimate: expected cost.
+    """
+
+    kind: Kind
+    label: str
+    products: tuple[Product, ...]
+    needs: tuple[Task, ...]
+    cells: tuple[Cell, ...]
+    backbone: Entry[BackboneConfig]
+    site: str
+    split: Split | None = None
+    rows: int = 0
+    metric: Entry[MetricConfig] | None = None
+    estimate: Estimate = Estimate()
+
+    def done(self, store: Store) -> bool:
+        """Say whether all products are there."""
+        return all(store.has(product.kind, product.key) for product in self.products)
+
+    @cached_property
+    def failure_key(self) -> str:
+        """Key under which a failure of this task is kept."""
+        return content_key([product.key for product in self.products])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The graph of a registry.
+
+    Attributes:
+        registry: what was planned.
+        cells: the cells concerned, in order.
+        tasks: in an order that respects `Task.needs`.
+        train: the task and the product of every cell's SAE.
+        scores: by cell id and metric name.
+        identities: every backbone's part of product keys, by entry name.
+        twins: the SAE that a cell's constraint starts from, by cell id.
+    """
+
+    registry: Registry
+    cells: tuple[Cell, ...]
+    tasks: tuple[Task, ...]
+    train: Mapping[str, tuple[Task, Product]]
+    scores: Mapping[tuple[str, str], Task]
+    identities: Mapping[str, Mapping[str, Any]]
+    twins: Mapping[str, Product]
+
+    def waiting(self, store: Store) -> list[Task]:
+        """Return the tasks whose products are not all there."""
+        return [task for task in self.tasks if not task.done(store)]
+
+    def total(self, tasks: Iterable[Task]) -> Estimate:
+        """Return summed time and disk, and the largest memory."""
+        chosen = [task.estimate for task in tasks]
+        return Estimate(
+            sum(estimate.seconds for estimate in chosen),
+            max((estimate.memory_bytes for estimate in chosen), default=0),
+            sum(estimate.disk_bytes for estimate in chosen),
+        )
+
+
+def make_plan(registry: Registry, catalog: Catalog, environment: Environment, cells: Sequence[Cell] | None = None) -> Plan:
+    """Return the tasks that the cells need.
+
+    Args:
+        registry: validated registry.
+        catalog: for twins that a constraint starts from.
+        environment: what of the machine enters product keys.
+        cells: a part of the registry's active cells; all by default.
+    """
+    return _Planner(registry, catalog, environment).plan(registry.active if cells is None else tuple(cells))
+
+
+class _Planner:
+    def __init__(self, registry: Registry, catalog: Catalog, environment: Environment) -> None:
+        self.registry = registry
+        self.catalog = catalog
+        self.environment = environment
+        self.tasks: list[Task] = []
+        self._shared: dict[tuple[str, ...], Task] = {}
+        self._backbones: dict[str, dict[str, Any]] = {}
+        self._twins: dict[str, Product] = {}
+
+    def plan(self, cells: tuple[Cell, ...]) -> Plan:
+        train: dict[str, tuple[Task, Product]] = {}
+        scores: dict[tuple[str, str], Task] = {}
+        for group in _groups(self._with_twins(cells)):
+            task = self._train(group, train)
+            for cell, product in zip(group, task.products, strict=True):
+                train[cell.cell_id] = (task, product)
+        for cell in cells:
+            for metric in self.registry.metrics_of(cell):
+                scores[cell.cell_id, metric.name] = self._score(cell, metric, *train[cell.cell_id])
+        return Plan(self.registry, cells, tuple(self.tasks), train, scores, self._backbones, self._twins)
+
+    def _add(self, task: Task) -> Task:
+        self.tasks.append(task)
+        return task
+
+    def _with_twins(self, cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        """Return the cells, and before each the twin that its constraint starts from, if it is not among them."""
+        known = {cell.cell_id for cell in cells}
+        result: list[Cell] = []
+        for cell in cells:
+            twin = self._twin(cell)
+            if twin is not None and twin.cell_id not in known:
+                known.add(twin.cell_id)
+                result.append(twin)
+        return (*result, *cells)
+
+    def _twin(self, cell: Cell) -> Cell | None:
+        needs = cast(Constraint, cell.constraint.instance).needs
+        if needs is None:
+            return None
+        plugin = self.catalog.get("constraint", needs)
+        config = plugin.spec.config.model_validate({"type": needs, "init": cell.constraint.config.init})
+        return replace(cell, constraint=Entry(needs, cast(Any, config), plugin))
+
+    def _backbone_identity(self, entry: Entry[BackboneConfig]) -> dict[str, Any]:
+        if entry.name not in self._backbones:
+            regenerates = self.registry.descriptions[entry.name].regenerates
+            self._backbones[entry.name] = {
+                **self._entry_identity(entry),
+                "fingerprint": dict(cast(Backbone, entry.instance).fingerprint()),
+                "device": self.environment.device,
+                "dtype": None if regenerates else self.environment.backbone_dtype,
+                "torch": self.environment.torch,
+            }
+        return self._backbones[entry.name]
+
+    def _entry_identity(self, entry: Entry[Any]) -> dict[str, Any]:
+        return {"entry": entry.identity, "plugin": entry.plugin.identity()}
+
+    def _activations(self, entry: Entry[BackboneConfig], site: str, split: Split, rows: int) -> Task:
+        shared = ("activations", entry.name, site, split)
+        if shared not in self._shared:
+            product = activations_product(self._backbone_identity(entry), site, split, rows)
+            description = self.registry.descriptions[entry.name]
+            estimate = Estimate(
+                rows * description.seconds_per_row, description.memory_bytes, rows * description.sites[site] * 4
+            )
+            label = f"activations | {entry.name} | {site} | {split}"
+            task = Task("activations", label, (product,), (), (), entry, site, split, rows, estimate=estimate)
+            self._shared[shared] = self._add(task)
+        return self._shared[shared]
+
+    def _train(self, group: tuple[Cell, ...], train: Mapping[str, tuple[Task, Product]]) -> Task:
+        first = group[0]
+        backbone = self._backbone_identity(first.backbone)
+        stored = not self.registry.descriptions[first.backbone.name].regenerates
+        settings = first.training
+        rows: dict[Split, int] = {
+            "train": settings.total_rows,
+            "calibration": settings.calibration_rows,
+            "evaluation": settings.evaluation_rows,
+        }
+        needs = [self._activations(first.backbone, first.site, split, count) for split, count in rows.items() if stored]
+        shared = {"backbone": backbone, "core": core_digest("train"), "activations": core_digest("activations")}
+        key = content_key(shared)
+        products = []
+        for cell in group:
+            twin = self._twin(cell)
+            if twin is not None:
+                needs.append(train[twin.cell_id][0])
+                self._twins[cell.cell_id] = train[twin.cell_id][1]
+            identity = {
+                "cell": cell.identity,
+                "stream": key,
+                "architecture": cell.architecture.plugin.identity(),
+                "constraint": cell.constraint.plugin.identity(),
+                "twin": train[twin.cell_id][1].key if twin else None,
+            }
+            products.append(Product.of("sae", identity))
+        names = sorted({cell.architecture.name for cell in group})
+        label = f"train | {first.backbone.name} | {first.site} | {', '.join(names)} | s{first.seed} | {len(group)} SAEs"
+        return self._add(
+            Task("train", label, tuple(products), tuple(needs), group, first.backbone, first.site, estimate=_train_cost(group))
+        )
+
+    def _metric(self, metric: Entry[MetricConfig], cell: Cell) -> Task:
+        shared = ("metric", metric.name, cell.backbone.name, cell.site)
+        if shared not in self._shared:
+            instance = cast(Metric, metric.instance)
+            identity = {
+                **self._entry_identity(metric),
+                "version": instance.version,
+                "fingerprint": dict(instance.fingerprint()),
+                "backbone": self._backbone_identity(cell.backbone),
+                "site": cell.site,
+                "core": core_digest("metric"),
+            }
+            label = f"prepare | {metric.name} | {cell.backbone.name} | {cell.site}"
+            product = Product.of("metric", identity)
+            description = self.registry.descriptions[cell.backbone.name]
+            estimate = Estimate(5.0, description.memory_bytes, 1 << 20)
+            needs = tuple(
+                task for key, task in self._shared.items() if key == ("activations", cell.backbone.name, cell.site, "evaluation")
+            )
+            task = Task("metric", label, (product,), needs, (), cell.backbone, cell.site, metric=metric, estimate=estimate)
+            self._shared[shared] = self._add(task)
+        return self._shared[shared]
+
+    def _score(self, cell: Cell, metric: Entry[MetricConfig], train: Task, sae: Product) -> Task:
+        prepared = self._metric(metric, cell)
+        identity = {"sae": sae.key, "metric": prepared.products[0].key, "core": core_digest("score")}
+        return self._add(
+            Task(
+                "score",
+                f"score | {metric.name} | {cell.label}",
+                (Product.of("score", identity),),
+                (train, prepared),
+                (cell,),
+                cell.backbone,
+                cell.site,
+                metric=metric,
+                estimate=Estimate(1.0, 2 * sae_bytes(cell), 1 << 18),
+            )
+        )
+
+
+def activations_product(backbone: Mapping[str, Any], site: str, split: Split, rows: int) -> Product:
+    """Return the product that holds a split's first rows."""
+    identity = {"backbone": backbone, "site": site, "split": split, "rows": rows, "core": core_digest("activations")}
+    return Product.of("activations", identity)
+
+
+def _groups(cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, ...]]:
+    """Yield the cells that see the same stream; twins that others start from come in groups before them."""
+    waiting: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        later = cast(Constraint, cell.constraint.instance).needs is not None
+        training = canonical_json(cell.training.model_dump(mode="json"))
+        waiting.setdefault((str(int(later)), cell.backbone.name, cell.site, str(cell.seed), training), []).append(cell)
+    for key in sorted(waiting, key=lambda key: key[0]):
+        yield tuple(waiting[key])
+
+
+def sae_bytes(cell: Cell) -> int:
+    """Return the size of an SAE's weights in fp32."""
+    return 4 * (2 * cell.d_in * cell.d_sae + 2 * cell.d_sae + cell.d_in)
+
+
+_PRODUCTS_A_STEP: Final = 3.5
+_FLOPS: Final = 8e10
+_STEP_OVERHEAD: Final = 4e-3
+
+
+def _train_cost(group: Sequence[Cell]) -> Estimate:
+    """Return the cost of a group: a step is a few encoder products and a constant (measured on 2 cores)."""
+    seconds = 0.0
+    for cell in group:
+        if not cast(Constraint, cell.constraint.instance).trains:
+            continue
+        product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / _FLOPS
+        seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
+    batch = max(cell.training.batch_size * cell.d_sae * 4 * 3 for cell in group)
+    return Estimate(seconds, 5 * sum(map(sae_bytes, group)) + batch, sum(map(sae_bytes, group)))
+

@@ -1,0 +1,8 @@
+"""registry.yaml to validated records and cells."""
+
+from saebench_core.registry.cells import AXES, Cell, Entry, Registry
+from saebench_core.registry.document import Document
+from saebench_core.registry.expand import load_registry, read_registry
+from saebench_core.registry.model import registry_model
+
+__all__ = ["AXES", "Cell", "Document", "Entry", "Registry", "load_registry", "read_registry", "registry_model"]

@@ -1,0 +1,202 @@
+"""Entries, cells and the registry as validated records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, TypeVar, cast, final
+
+from saebench_core.catalog import Plugin
+from saebench_core.errors import InputError, nearest
+from saebench_core.interfaces.architecture import ArchitectureConfig
+from saebench_core.interfaces.backbone import BackboneConfig, BackboneDescription
+from saebench_core.interfaces.constraint import ConstraintConfig
+from saebench_core.interfaces.entry import EntryConfig
+from saebench_core.interfaces.metric import MetricConfig
+from saebench_core.registry.model import RuntimeSettings
+from saebench_core.store import content_key
+from saebench_core.training.settings import TrainingSettings
+
+__all__ = ["AXES", "Cell", "Entry", "Registry", "matches"]
+
+C = TypeVar("C", bound=EntryConfig)
+CELL_SCHEMA = 1
+AXES = ("backbone", "site", "architecture", "constraint", "l0", "seed")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Entry(Generic[C]):
+    """One entry of a list.
+
+    Attributes:
+        name: unique in its list.
+        config: validated configuration.
+        plugin: what it is an entry of.
+    """
+
+    name: str
+    config: C
+    plugin: Plugin
+
+    @property
+    def type(self) -> str:
+        """Name of the plugin."""
+        return self.plugin.name
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Configuration without bookkeeping, as JSON data."""
+        return self.config.identity()
+
+    @cached_property
+    def instance(self) -> Any:
+        """The plugin's object, built from the configuration; building loads nothing."""
+        return self.plugin.spec.build(self.config)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One point of the cross-product.
+
+    Attributes:
+        backbone, architecture, constraint: entries.
+        site: place in the backbone.
+        d_in, d_sae: sizes.
+        l0: target number of active latents.
+        seed: seed of weights and batch order.
+        training: settings that apply here.
+        excluded: left out by a rule.
+    """
+
+    backbone: Entry[BackboneConfig]
+    site: str
+    architecture: Entry[ArchitectureConfig]
+    constraint: Entry[ConstraintConfig]
+    d_in: int
+    d_sae: int
+    l0: float
+    seed: int
+    training: TrainingSettings
+    excluded: bool = False
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the cell's results depend on, versions of plugins left aside."""
+        return {
+            "schema": CELL_SCHEMA,
+            "backbone": self.backbone.identity,
+            "site": self.site,
+            "architecture": self.architecture.identity,
+            "constraint": self.constraint.identity,
+            "l0": self.l0,
+            "seed": self.seed,
+            "training": self.training.model_dump(mode="json"),
+        }
+
+    @cached_property
+    def cell_id(self) -> str:
+        """Stable id: a hash of the identity."""
+        return content_key(self.identity)[:16]
+
+    @property
+    def label(self) -> str:
+        """Short name for people."""
+        parts = (self.backbone.name, self.site, self.architecture.name, self.constraint.name, f"L0={self.l0:g}", f"s{self.seed}")
+        return " | ".join(parts)
+
+    def axis(self, name: str) -> frozenset[str | int | float]:
+        """Return the values by which a cell is matched along an axis: name and type of entries."""
+        if name in {"backbone", "architecture", "constraint"}:
+            entry = cast(Entry[Any], getattr(self, name))
+            return frozenset({entry.name, entry.type})
+        return frozenset({getattr(self, name)})
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Registry:
+    """A validated registry.
+
+    Attributes:
+        name: of the sweep.
+        notice: line to print with results, or None.
+        text: the file as written.
+        overrides: ``--set`` options in force.
+        cells: all cells in order, excluded ones marked.
+        metrics: entries.
+        descriptions: backbone entry name to its description.
+        runtime: device, number format, threads.
+    """
+
+    name: str
+    notice: str | None
+    text: str
+    overrides: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    metrics: tuple[Entry[MetricConfig], ...]
+    descriptions: Mapping[str, BackboneDescription]
+    runtime: RuntimeSettings
+
+    @property
+    def active(self) -> tuple[Cell, ...]:
+        """Cells that are not excluded."""
+        return tuple(cell for cell in self.cells if not cell.excluded)
+
+    @property
+    def sweep_id(self) -> str:
+        """Hash of name, cells and metrics: the same registry is the same sweep."""
+        metrics = [entry.identity | {"name": entry.name} for entry in self.metrics]
+        return content_key({"name": self.name, "cells": [cell.cell_id for cell in self.cells], "metrics": metrics})[:16]
+
+    def metrics_of(self, cell: Cell) -> tuple[Entry[MetricConfig], ...]:
+        """Return the metrics that score a cell."""
+        return tuple(entry for entry in self.metrics if applies(entry.config.only, cell.backbone))
+
+    def select(self, only: Sequence[str]) -> tuple[Cell, ...]:
+        """Return the active cells that match every ``key=value``, values separated by ``|``.
+
+        Raises:
+            InputError: if a key is no axis, or nothing matches.
+        """
+        cells = self.active
+        for option in only:
+            key, _, wanted = option.partition("=")
+            if key not in AXES or not wanted:
+                raise InputError(f"--only {option}: expected AXIS=NAME with an axis of {', '.join(AXES)}{nearest(key, AXES)}")
+            choices = wanted.split("|")
+            kept = tuple(cell for cell in cells if {str(value) for value in cell.axis(key)} & set(_numbers(choices)))
+            if not kept:
+                known = sorted({str(value) for cell in cells for value in cell.axis(key)})
+                raise InputError(f"--only {option}: no cell matches{nearest(wanted, known)}; there are: {', '.join(known)}")
+            cells = kept
+        return cells
+
+
+def _numbers(choices: Sequence[str]) -> list[str]:
+    """Return the choices, and those that are numbers also as floats print, so that 20 matches 20.0."""
+    extended = list(choices)
+    for choice in choices:
+        try:
+            extended.append(str(float(choice)))
+        except ValueError:
+            continue
+    return extended
+
+
+def applies(only: tuple[str, ...] | None, backbone: Entry[BackboneConfig]) -> bool:
+    """Say whether an entry with this ``only`` is for a backbone."""
+    return only is None or bool({backbone.name, backbone.type} & set(only))
+
+
+def matches(cell: Cell, wanted: Mapping[str, Any]) -> bool:
+    """Say whether a cell matches every axis of an exclude rule; None matches everything."""
+    for axis, choice in wanted.items():
+        if choice is None:
+            continue
+        choices = set(choice) if isinstance(choice, tuple) else {choice}
+        if not (cell.axis(axis) & choices):
+            return False
+    return True

@@ -1,0 +1,241 @@
+"""From a validated document to named entries and cells, with every impossible value refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import ValidationError
+
+from saebench_core.catalog import Catalog
+from saebench_core.errors import InputError, nearest
+from saebench_core.interfaces.architecture import Architecture, ArchitectureConfig, Shape
+from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription
+from saebench_core.interfaces.constraint import Constraint, ConstraintConfig
+from saebench_core.interfaces.entry import EntryConfig
+from saebench_core.registry.cells import Cell, Entry, Registry, applies, matches
+from saebench_core.registry.document import Document, Location
+from saebench_core.registry.model import LISTS, RegistryModel, entry_lists, validate
+from saebench_core.store import canonical_json
+from saebench_core.training.settings import TrainingSettings
+
+__all__ = ["load_registry", "read_registry"]
+
+
+def read_registry(path: Path, catalog: Catalog, overrides: Sequence[str] = ()) -> Registry:
+    """Read, check and expand a registry file.
+
+    Args:
+        path: the file.
+        catalog: installed plugins.
+        overrides: ``key=value`` as given to ``--set``.
+
+    Raises:
+        InputError: with one line for each problem, with file, line and column.
+    """
+    return load_registry(Document.read(path, overrides), catalog, tuple(overrides))
+
+
+def load_registry(document: Document, catalog: Catalog, overrides: tuple[str, ...] = ()) -> Registry:
+    """Check and expand a document.
+
+    Raises:
+        InputError: as `read_registry`.
+    """
+    model = validate(document, catalog)
+    return _Expansion(document, catalog, model).registry(overrides)
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """One site of one backbone, with what is trained there."""
+
+    backbone: Entry[BackboneConfig]
+    name: str
+    d_in: int
+    l0: tuple[float, ...]
+    training: TrainingSettings
+
+
+class _Expansion:
+    """Collects problems while it names entries and makes cells."""
+
+    def __init__(self, document: Document, catalog: Catalog, model: RegistryModel) -> None:
+        self.document = document
+        self.model = model
+        self.problems: list[str] = []
+        self.entries: dict[str, list[Entry[Any]]] = {
+            key: self._name_entries(key, configs, catalog) for key, configs in entry_lists(model).items()
+        }
+        self.descriptions: dict[str, BackboneDescription] = {}
+
+    def problem(self, location: Location, message: str) -> None:
+        self.problems.append(f"{self.document.where(location)} {message}")
+
+    def stop_on_problems(self) -> None:
+        if self.problems:
+            raise InputError(*dict.fromkeys(self.problems))
+
+    def registry(self, overrides: tuple[str, ...]) -> Registry:
+        self._check_only()
+        self.stop_on_problems()
+        sites = [site for index, entry in enumerate(self.entries["backbones"]) for site in self._sites(index, entry)]
+        self.stop_on_problems()
+        cells = tuple(self._exclude(self._cells(sites)))
+        self._check_use(cells)
+        self.stop_on_problems()
+        return Registry(
+            name=self.model.name,
+            notice=self.model.notice,
+            text=self.document.text,
+            overrides=overrides,
+            cells=cells,
+            metrics=tuple(self.entries["metrics"]),
+            descriptions=self.descriptions,
+            runtime=self.model.runtime,
+        )
+
+    def _name_entries(self, key: str, configs: Sequence[EntryConfig], catalog: Catalog) -> list[Entry[Any]]:
+        names = [config.name or default for config, default in zip(configs, _default_names(configs), strict=True)]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self.problem((key, index), f"{key}[{index}]: a second entry called {name!r}; give it another `name` or drop it")
+        kind = LISTS[key]
+        return [
+            Entry(name, config, catalog.get(kind, cast(Any, config).type))
+            for name, config in zip(names, configs, strict=True)
+        ]
+
+    def _check_only(self) -> None:
+        known = {name for entry in self.entries["backbones"] for name in (entry.name, entry.type)}
+        for key in ("architectures", "constraints", "metrics"):
+            for index, entry in enumerate(self.entries[key]):
+                for position, name in enumerate(entry.config.only or ()):
+                    if name not in known:
+                        message = f"{key}[{index}].only: no backbone {name!r}{nearest(name, known)}; there are: {', '.join(sorted(known))}"
+                        self.problem((key, index, "only", position), message)
+
+    def _sites(self, index: int, entry: Entry[BackboneConfig]) -> Iterator[_Site]:
+        try:
+            description = cast(Backbone, entry.instance).describe()
+        except InputError as error:
+            self.problem(("backbones", index), f"backbones[{index}] ({entry.name}): {error}")
+            return
+        self.descriptions[entry.name] = description
+        names = entry.config.sites or tuple(description.sites)
+        if entry.config.sites is None and len(names) != 1:
+            self.problem(("backbones", index), f"backbones[{index}]: the key `sites` is missing; {_site_list(description)}")
+            return
+        training = self._training(index, entry.config.training)
+        for position, name in enumerate(names):
+            if name not in description.sites:
+                message = f"backbones[{index}].sites: no site {name!r}{nearest(name, description.sites)}; {_site_list(description)}"
+                self.problem(("backbones", index, "sites", position), message)
+            elif training is not None:
+                yield _Site(entry, name, description.sites[name], entry.config.l0 or self.model.l0, training)
+
+    def _training(self, index: int, given: Any) -> TrainingSettings | None:
+        if given is None:
+            return self.model.training
+        try:
+            return TrainingSettings.model_validate(given)
+        except ValidationError as error:
+            for details in error.errors(include_url=False):
+                location = ("backbones", index, "training", *details["loc"])
+                key = str(details["loc"][-1]) if details["loc"] else ""
+                hint = nearest(key, TrainingSettings.model_fields) if details["type"] == "extra_forbidden" else ""
+                message = details["msg"].removeprefix("Value error, ")
+                self.problem(location, f"backbones[{index}].training{'.' + key if key else ''}: {message}{hint}")
+            return None
+
+    def _cells(self, sites: Sequence[_Site]) -> Iterator[Cell]:
+        architectures = list(enumerate(cast(list[Entry[ArchitectureConfig]], self.entries["architectures"])))
+        constraints = cast(list[Entry[ConstraintConfig]], self.entries["constraints"])
+        for site in sites:
+            for index, architecture in architectures:
+                if not applies(architecture.config.only, site.backbone):
+                    continue
+                d_sae = architecture.config.width(site.d_in)
+                for l0 in self._possible(index, architecture, site, d_sae):
+                    for constraint, seed in itertools.product(constraints, self.model.seeds):
+                        if applies(constraint.config.only, site.backbone):
+                            yield Cell(
+                                site.backbone, site.name, architecture, constraint, site.d_in, d_sae, l0, seed, site.training
+                            )
+
+    def _possible(self, index: int, architecture: Entry[ArchitectureConfig], site: _Site, d_sae: int) -> Iterator[float]:
+        """Yield the targets that the architecture can have, and note the others."""
+        own = site.backbone.config.l0 is not None
+        position = self.entries["backbones"].index(site.backbone)
+        for number, l0 in enumerate(site.l0):
+            location: Location = ("backbones", position, "l0", number) if own else ("l0", number)
+            if l0 > d_sae:
+                self.problem(location, f"l0 {l0:g} is more than the {d_sae} latents of {architecture.name} on {site.backbone.name}")
+                continue
+            shape = Shape(site.d_in, d_sae, l0)
+            try:
+                recipe = cast(Architecture, architecture.instance).recipe(shape)
+                for constraint in self.entries["constraints"]:
+                    cast(Constraint, constraint.instance).adapt(recipe, shape)
+            except InputError as error:
+                self.problem(location, f"{architecture.name} on {site.backbone.name}: {error}")
+                continue
+            yield l0
+
+    def _exclude(self, cells: Iterator[Cell]) -> Iterator[Cell]:
+        rules = [rule.model_dump() for rule in self.model.exclude]
+        used = [False] * len(rules)
+        for cell in cells:
+            hits = [index for index, rule in enumerate(rules) if matches(cell, rule)]
+            for index in hits:
+                used[index] = True
+            yield replace(cell, excluded=True) if hits else cell
+        for index, hit in enumerate(used):
+            if not hit and not self.problems:
+                self.problem(("exclude", index), f"exclude[{index}]: matches no cell; entries go by name or type")
+
+    def _check_use(self, cells: Sequence[Cell]) -> None:
+        if self.problems:
+            return
+        active = [cell for cell in cells if not cell.excluded]
+        used = {id(entry) for cell in active for entry in (cell.backbone, cell.architecture, cell.constraint)}
+        backbones = {cell.backbone for cell in active}
+        for key, entries in self.entries.items():
+            for index, entry in enumerate(entries):
+                in_use = (
+                    any(applies(entry.config.only, backbone) for backbone in backbones) if key == "metrics" else id(entry) in used
+                )
+                if not in_use:
+                    self.problem((key, index), f"{key}[{index}]: no cell uses {entry.name!r}; remove it, or change `only` or `exclude`")
+        seen: dict[str, Cell] = {}
+        for cell in active:
+            if cell.cell_id in seen:
+                self.problem(("name",), f"two cells are the same: {seen[cell.cell_id].label} and {cell.label}")
+            seen[cell.cell_id] = cell
+
+
+def _site_list(description: BackboneDescription) -> str:
+    sites = list(description.sites)
+    shown = sites if len(sites) <= 6 else [*sites[:2], "...", sites[-1]]
+    return f"sites: {', '.join(shown)}"
+
+
+def _default_names(configs: Sequence[EntryConfig]) -> list[str]:
+    """Return ``type``, or ``type[key=value]`` with the keys in which entries of a type differ."""
+    dumps = [config.identity() for config in configs]
+    names = []
+    for dump in dumps:
+        alike = [other for other in dumps if other["type"] == dump["type"]]
+        keys = [key for key in dump if len({canonical_json(other.get(key)) for other in alike}) > 1]
+        shown = ",".join(f"{key}={_shown(dump[key])}" for key in keys)
+        names.append(f"{dump['type']}[{shown}]" if shown else str(dump["type"]))
+    return names
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else canonical_json(value)

@@ -1,0 +1,271 @@
+"""The one sparse autoencoder: tensors and a selection rule; saved as SAELens reads it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, final
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from saebench_core._version import __version__
+from saebench_core.errors import InputError
+from saebench_core.kernels import Codes, Selection, decode, encode_at
+from saebench_core.objectives import Step
+from saebench_core.rules import JumpReLU, ReLU, Role, Rule, TensorInfo, TopK
+
+__all__ = ["Centring", "SparseAutoencoder", "inference_rule", "read_config"]
+
+Centring = Literal["b_dec", "fixed", "none"]
+"""What is subtracted before encoding: ``b_dec``, a vector that is not trained, or nothing."""
+
+WEIGHTS_FILE: Final = "sae_weights.safetensors"
+CONFIG_FILE: Final = "cfg.json"
+_CHUNK_ENTRIES = 1 << 25
+_BASE: dict[str, TensorInfo] = {
+    "W_enc": TensorInfo("encoder", ("d_in", "d_sae"), scales=False),
+    "b_enc": TensorInfo("bias", ("d_sae",)),
+    "W_dec": TensorInfo("decoder", ("d_sae", "d_in"), scales=False),
+    "b_dec": TensorInfo("bias", ("d_in",)),
+}
+_CENTRE = TensorInfo("other", ("d_in",), estimated=True)
+
+
+@final
+class SparseAutoencoder:
+    """``z = rule((x - centre) W_enc + b_enc)``, ``x_hat = z W_dec + b_dec`` (paper eq. 2).
+
+    Attributes:
+        tensors: ``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_in)``, ``b_dec``, those of the rule, and
+            ``centre (d_in,)`` where the centring is ``fixed``.
+        rule: how pre-activations become codes.
+        centring: what is subtracted before encoding.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], rule: Rule, centring: Centring = "b_dec") -> None:
+        expected = {**_BASE, **rule.tensors(), **({"centre": _CENTRE} if centring == "fixed" else {})}
+        if set(tensors) != set(expected):
+            raise InputError(f"an SAE with {type(rule).__name__} has the tensors {sorted(expected)}, not {sorted(tensors)}")
+        self.info: Mapping[str, TensorInfo] = expected
+        self.tensors = dict(tensors)
+        self.rule = rule
+        self.centring = centring
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        sizes = dict(zip(("d_in", "d_sae"), self.tensors["W_enc"].shape, strict=True))
+        for name, info in self.info.items():
+            shape = tuple(sizes[letter] for letter in info.shape)
+            if tuple(self.tensors[name].shape) != shape:
+                raise InputError(f"{name} has the shape {tuple(self.tensors[name].shape)}, expected {shape}")
+
+    @classmethod
+    def start(
+        cls,
+        w_enc: Float[Tensor, "d_in d_sae"],
+        w_dec: Float[Tensor, "d_sae d_in"],
+        b_dec: Float[Tensor, " d_in"],
+        rule: Rule,
+        centring: Centring,
+    ) -> SparseAutoencoder:
+        """Return an SAE with these weights, zero ``b_enc`` and the rule's own starting values.
+
+        The encoder is copied so that one latent's vector lies together in memory.
+        """
+        d_sae, d_in = w_dec.shape
+        tensors = {
+            "W_enc": w_enc.T.clone(memory_format=torch.contiguous_format).T,
+            "b_enc": w_dec.new_zeros(d_sae),
+            "W_dec": w_dec.clone(memory_format=torch.contiguous_format),
+            "b_dec": b_dec.clone(),
+        }
+        for name, info in rule.tensors().items():
+            shape = [{"d_in": d_in, "d_sae": d_sae}[letter] for letter in info.shape]
+            tensors[name] = w_dec.new_full(shape, info.start)
+        if centring == "fixed":
+            tensors["centre"] = b_dec.clone()
+        return cls(tensors, rule, centring)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return int(self.tensors["W_enc"].shape[0])
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return int(self.tensors["W_enc"].shape[1])
+
+    @property
+    def w_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        """Encoder."""
+        return self.tensors["W_enc"]
+
+    @property
+    def w_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        """Decoder."""
+        return self.tensors["W_dec"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.tensors["W_dec"].device
+
+    def role(self, name: str) -> Role:
+        """Return the role of a tensor."""
+        return self.info[name].role
+
+    def centre(self) -> Float[Tensor, " d_in"]:
+        """Return what is subtracted before encoding."""
+        if self.centring == "none":
+            return torch.zeros_like(self.tensors["b_dec"])
+        return self.tensors["b_dec" if self.centring == "b_dec" else "centre"]
+
+    def to(self, device: torch.device) -> SparseAutoencoder:
+        """Return a copy on that device."""
+        return SparseAutoencoder({k: v.to(device) for k, v in self.tensors.items()}, self.rule, self.centring)
+
+    def pre_activations(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """Return the dense pre-activations, without gradients; for a few rows at a time."""
+        with torch.no_grad():
+            return torch.addmm(self.tensors["b_enc"], x - self.centre(), self.w_enc)
+
+    def chunks(self, x: Float[Tensor, "rows d_in"]) -> Iterator[Float[Tensor, "part d_in"]]:
+        """Cut a batch so that dense pre-activations stay small."""
+        yield from x.split(max(1, _CHUNK_ENTRIES // self.d_sae))
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Codes:
+        """Return the codes of raw activations in inference mode, without gradients."""
+        rows, cols, values, seen = [], [], [], 0
+        for part in self.chunks(x):
+            pre = self.pre_activations(part)
+            selection = self.rule.select_inference(pre, self.tensors)
+            values.append(self.rule.activate(pre[selection.rows, selection.cols], selection, self.tensors))
+            rows.append(selection.rows + seen)
+            cols.append(selection.cols)
+            seen += part.shape[0]
+        return Codes(Selection(torch.cat(rows), torch.cat(cols), seen, self.d_sae), torch.cat(values))
+
+    def decode(self, codes: Codes) -> Float[Tensor, "rows d_in"]:
+        """Return the reconstruction of codes; gradients flow to their values."""
+        return decode(codes.values, self.w_dec, codes.selection) + self.tensors["b_dec"]
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """Return ``decode(encode(x))``."""
+        return self.decode(self.encode(x))
+
+    def training_step(
+        self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"]
+    ) -> Step:
+        """Run the SAE in training mode, with gradients to every tensor that wants one."""
+        tensors = self.tensors
+        with torch.no_grad():
+            centred = x - self.centre()
+            pre = torch.addmm(tensors["b_enc"], centred, tensors["W_enc"])
+            selection = self.rule.select_training(pre, tensors)
+        at = encode_at(x, self.centre(), tensors["W_enc"], tensors["b_enc"], pre, selection)
+        values = self.rule.activate(at, selection, tensors)
+        reconstruction = decode(values, tensors["W_dec"], selection) + tensors["b_dec"]
+        return Step(x, centred, target, tensors, self.rule, selection, at, values, reconstruction, dead)
+
+    def folded(self, scale: float) -> SparseAutoencoder:
+        """Return the same SAE acting on raw activations, for one trained on activations divided by ``scale``.
+
+        Biases and thresholds are multiplied; a fixed centre goes into ``b_enc``.
+        """
+        with torch.no_grad():
+            tensors = {
+                name: (tensor * scale if self.info[name].scales else tensor).detach().clone()
+                for name, tensor in self.tensors.items()
+            }
+            if self.centring != "fixed":
+                return SparseAutoencoder(tensors, self.rule, self.centring)
+            centre = tensors.pop("centre")
+            tensors["b_enc"] = tensors["b_enc"] - centre @ tensors["W_enc"]
+            return SparseAutoencoder(tensors, self.rule, "none")
+
+    def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write ``cfg.json`` and ``sae_weights.safetensors`` as SAELens (6) reads them.
+
+        Args:
+            path: folder, made if it is missing.
+            metadata: kept under ``metadata`` in the configuration.
+        """
+        from safetensors.torch import save_file
+
+        if self.centring == "fixed":
+            raise InputError("fold the SAE before saving it: a fixed centre has no place in the file format")
+        path.mkdir(parents=True, exist_ok=True)
+        export = self.rule.export(self.tensors)
+        tensors = {name: self.tensors[name] for name in _BASE} | dict(export.tensors)
+        config = {
+            "architecture": export.architecture,
+            "d_in": self.d_in,
+            "d_sae": self.d_sae,
+            "dtype": "float32",
+            "device": "cpu",
+            "apply_b_dec_to_input": self.centring == "b_dec",
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            **export.config,
+            "metadata": {"saebench_version": __version__, **metadata},
+        }
+        stored = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
+        save_file(stored, path / WEIGHTS_FILE)
+        (path / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path, rule: Rule | None = None, device: str = "cpu") -> SparseAutoencoder:
+        """Read an SAE that was written by `save`, or by SAELens in the same format.
+
+        Args:
+            path: folder with both files.
+            rule: the selection rule; by default the one that the configuration's architecture names.
+            device: where to put the tensors.
+
+        Raises:
+            InputError: if a file is missing, or the architecture needs a plugin's rule.
+        """
+        from safetensors.torch import load_file
+
+        config = read_config(path)
+        tensors = load_file(path / WEIGHTS_FILE, device=device)
+        tensors["W_enc"] = tensors["W_enc"].T.contiguous().T
+        centring: Centring = "b_dec" if config.get("apply_b_dec_to_input", True) else "none"
+        return cls(tensors, rule or inference_rule(config), centring)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the parsed ``cfg.json`` of a saved SAE.
+
+    Raises:
+        InputError: if it is missing or no JSON object.
+    """
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no SAE here: {CONFIG_FILE} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path / CONFIG_FILE}: expected a JSON object")
+    return config
+
+
+def inference_rule(config: Mapping[str, Any]) -> Rule:
+    """Return the rule of a saved configuration's architecture.
+
+    Raises:
+        InputError: if the architecture is not one of the common ones.
+    """
+    architecture = config.get("architecture")
+    if architecture == "standard":
+        return ReLU()
+    if architecture == "jumprelu":
+        return JumpReLU()
+    if architecture == "topk":
+        return TopK(int(config["k"]))
+    raise InputError(f"architecture {architecture!r} needs a plugin's rule; known here: jumprelu, standard, topk")

@@ -1,0 +1,1 @@
+"""Training: one stream of activations, all SAEs of a group in lock-step."""

@@ -1,0 +1,175 @@
+"""One SAE in training: its tensors, optimiser, controller and counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saebench_core.errors import SaebenchError
+from saebench_core.interfaces.architecture import Recipe, Shape
+from saebench_core.interfaces.constraint import Constraint, Start
+from saebench_core.objectives import Step
+from saebench_core.sae import SparseAutoencoder
+from saebench_core.training.controllers import L0Controller
+from saebench_core.training.settings import TrainingSettings
+
+__all__ = ["Trainee", "TrainingDivergedError"]
+
+_THRESHOLD_FROM: Final = 0.1
+"""Share of the steps after which the running threshold estimate starts."""
+
+
+class TrainingDivergedError(SaebenchError):
+    """A loss is no finite number any more."""
+
+
+@final
+@dataclass
+class StepReport:
+    """Numbers of the last step, for curves."""
+
+    loss: float = float("nan")
+    l0: float = float("nan")
+    grad_norm: float = float("nan")
+    explained_variance: float = float("nan")
+    dead_share: float = 0.0
+
+
+@final
+class Trainee:
+    """One SAE with all that its training changes.
+
+    Attributes:
+        sae: tensors in training space; those that are trained want gradients.
+        start: weights as they were drawn.
+        frozen: names of the tensors that stay out of the optimiser.
+        report: numbers of the last step.
+        threshold_average: running estimate of the inference threshold, None before it starts.
+    """
+
+    def __init__(
+        self, recipe: Recipe, constraint: Constraint, start: Start, b_dec: Tensor, settings: TrainingSettings, shape: Shape
+    ) -> None:
+        self.recipe = recipe
+        self.constraint = constraint
+        self.settings = settings
+        self.shape = shape
+        self.start = start
+        self.sae = SparseAutoencoder.start(start.w_enc, start.w_dec, b_dec, recipe.rule, recipe.centring)
+        roles = {name: info.role for name, info in self.sae.info.items()}
+        estimated = {name for name, info in self.sae.info.items() if info.estimated}
+        self.frozen = constraint.frozen(roles, recipe) & set(roles) - estimated
+        self._trained = {
+            name: tensor.requires_grad_() for name, tensor in self.sae.tensors.items() if name not in self.frozen | estimated
+        }
+        self._optimiser = _optimiser(list(self._trained.values()), settings) if constraint.trains else None
+        controlled = recipe.objective.controlled()
+        self._controller = L0Controller(controlled.l0, settings.total_steps) if controlled else None
+        self._silent_rows = torch.zeros(shape.d_sae, dtype=torch.int64, device=b_dec.device)
+        self.report = StepReport()
+        self.threshold_average: float | None = None
+
+    @property
+    def trains_decoder(self) -> bool:
+        """Whether the decoder's directions move."""
+        return "W_dec" in self._trained
+
+    @property
+    def unit_decoder(self) -> bool:
+        """Whether the decoder's rows are brought back to norm one after a step."""
+        return self.trains_decoder and self.recipe.decoder_norm == "unit"
+
+    def step(self, x: Float[Tensor, "rows d_in"], number: int) -> None:
+        """Take one optimiser step on a scaled batch (protocols 2.6b, steps 2 to 11).
+
+        Args:
+            x: activations in training space.
+            number: step, counted from 0.
+
+        Raises:
+            TrainingDivergedError: if the loss is not finite.
+        """
+        if self._optimiser is None:
+            return
+        view = self.sae.training_step(x, x, self._silent_rows >= self.settings.dead_window)
+        multiplier = self._controller.multiplier if self._controller else 1.0
+        loss, _ = self.recipe.objective.loss(view, self.settings.sparsity_factor(number), multiplier)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total = float(loss.detach())
+        if not torch.isfinite(loss.detach()):
+            raise TrainingDivergedError(f"the loss became {total} at step {number}; try a smaller learning rate")
+        grad_norm = self._shape_gradients()
+        for group in self._optimiser.param_groups:
+            group["lr"] = self.settings.lr * self.settings.lr_factor(number)
+        self._optimiser.step()
+        with torch.no_grad():
+            self._after_step(view, number)
+            self._note(view, total, grad_norm)
+
+    def _shape_gradients(self) -> float:
+        """Make the decoder's gradient tangential, then clip; return the norm before clipping."""
+        if self.unit_decoder and self.sae.w_dec.grad is not None:
+            gradient, rows = self.sae.w_dec.grad, self.sae.w_dec.detach()
+            gradient.sub_((gradient * rows).sum(dim=1, keepdim=True) * rows)
+        gradients = [tensor.grad for tensor in self._trained.values() if tensor.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.settings.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._trained.values(), self.settings.clip_norm, norm)
+        return float(norm)
+
+    def _after_step(self, view: Step, number: int) -> None:
+        self.recipe.rule.after_step(self.sae.tensors)
+        if self.unit_decoder:
+            rows = self.sae.w_dec
+            rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        self.constraint.project(self.sae, self.start)
+        values = view.values.detach()
+        self._silent_rows += view.n_rows
+        self._silent_rows[view.selection.fired(values)] = 0
+        if self._controller is not None:
+            self._controller.update(number, float((values > 0).sum()) / view.n_rows)
+        self._average_threshold(values, number)
+
+    def _average_threshold(self, values: Tensor, number: int) -> None:
+        """Follow the smallest kept activation, as dictionary_learning does."""
+        calibrated = self.recipe.rule.calibrated()
+        positive = values[values > 0]
+        if calibrated is None or positive.numel() == 0 or number < _THRESHOLD_FROM * self.settings.total_steps:
+            return
+        smallest, decay = float(positive.min()), calibrated.average
+        before = self.threshold_average
+        self.threshold_average = smallest if before is None else decay * before + (1 - decay) * smallest
+
+    def _note(self, view: Step, loss: float, grad_norm: float) -> None:
+        residual = view.residual.detach()
+        spread = float((view.target - view.target.mean(0)).square().sum())
+        self.report = StepReport(
+            loss=loss,
+            l0=float((view.values.detach() > 0).sum()) / view.n_rows,
+            grad_norm=grad_norm,
+            explained_variance=1 - float(residual.square().sum()) / spread if spread > 0 else float("nan"),
+            dead_share=float(view.dead.double().mean()),
+        )
+
+    @torch.no_grad()
+    def heldout_variance(self, x: Float[Tensor, "rows d_in"]) -> float:
+        """Return the share of variance explained on a scaled batch, in training mode."""
+        view = self.sae.training_step(x, x, torch.zeros_like(self._silent_rows, dtype=torch.bool))
+        return 1 - float(view.residual.double().square().sum() / (x - x.mean(0)).double().square().sum())
+
+
+def _optimiser(tensors: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer | None:
+    """Return AdamW with decay on matrices only; None where nothing is trained."""
+    matrices = [tensor for tensor in tensors if tensor.ndim > 1]
+    others = [tensor for tensor in tensors if tensor.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True) if groups else None

@@ -7,8 +7,9 @@ is cheaper (`DENSE_SHARE`), the same functions take the dense path: outputs agre
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -101,7 +102,17 @@ class Codes:
         return torch.bincount(selection.rows[self.values != 0], minlength=selection.n_rows).to(self.values.dtype)
 
 
+@lru_cache(maxsize=1)
+def _accept_csr() -> None:
+    """Take torch's one-time notice that sparse CSR is in beta, so that users do not see it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        bounds, cols, values = torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
+        torch.sparse_csr_tensor(bounds, cols, values, (1, 1), check_invariants=False)
+
+
 def _csr(bounds: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    _accept_csr()
     return torch.sparse_csr_tensor(bounds, cols, values, shape, check_invariants=False)
 
 

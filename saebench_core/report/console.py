@@ -75,7 +75,7 @@ def _cells(comparison: Comparison) -> list[list[str]]:
 def _marked(row: ScoreRow, index: int) -> str:
     entry = row.entries[index]
     left_out = entry.collapsed or entry.failed or entry.outdated
-    marks = _NOT_NULL * (not entry.valid_null) + _FLAGGED * bool(entry.flags or left_out)
+    marks = _NOT_NULL * (not entry.valid_null and entry.n > 0) + _FLAGGED * bool(entry.flags or left_out)
     return f"{entry_text(entry)}{' ' if marks else ''}{marks}"
 
 
@@ -87,7 +87,7 @@ def _rich(comparison: Comparison) -> RenderableType:
     table = Table(title=Text(_title(comparison)), title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("")
     for row in comparison.rows:
-        table.add_column(Text(row.score), justify="right")
+        table.add_column(Text(row.score.replace("/", "/\n", 1)), justify="right", vertical="bottom")  # narrow columns
     body, count = _cells(comparison), len(comparison.constraints)
     for index, line in enumerate(body):
         style = "bold" if index == 0 else ("dim" if index >= count else "")
@@ -98,7 +98,7 @@ def _rich(comparison: Comparison) -> RenderableType:
 def _footer(found: Sequence[Comparison], records: Sequence[CellRecord], notice: str | None) -> list[str]:
     entries = [entry for comparison in found for row in comparison.rows for entry in row.entries]
     lines = []
-    if any(not entry.valid_null for entry in entries):
+    if any(not entry.valid_null and entry.n > 0 for entry in entries):
         lines.append(f"{_NOT_NULL} not a null for this score: the constraint leaves what the score reads to learning")
     flags = sorted({flag for record in records for flag in record.result.flags})
     lines += [f"{_FLAGGED} {flag}: {FLAGS.get(flag, 'see the cell')}" for flag in flags]

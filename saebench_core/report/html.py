@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from saebench_core.report.certificates import certificate_rows
 from saebench_core.report.figures import dot_figures
 from saebench_core.report.tables import Comparison, Verdicts, comparisons
-from saebench_core.report.words import FLAGS, VERDICTS, entry_notes, entry_text, learned_text, number
+from saebench_core.report.words import FLAGS, VERDICTS, entry_notes, entry_text, flag_notes, learned_text, number
 from saebench_core.results import CellRecord, MetricValue, Sweep
 from saebench_core.store import write_atomically
 
@@ -38,7 +38,12 @@ def _template() -> Template:
     # Names, errors and registries come from users and plugins: everything is escaped.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(
-        number=number, entry_text=entry_text, entry_notes=entry_notes, learned_text=learned_text, moment=_moment
+        number=number,
+        entry_text=entry_text,
+        entry_notes=entry_notes,
+        flag_notes=flag_notes,
+        learned_text=learned_text,
+        moment=_moment,
     )
     text = (files("saebench_core.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(text)

@@ -255,6 +255,8 @@ def _learned(
         return None, None, "no direction is better"
     trained = next((entry for entry in entries if entry.trained and entry.values), None)
     twins = [entry for entry in entries if not entry.trained and entry.valid_null and entry.values]
+    if not any(entry.values for entry in entries):
+        return None, None, "no values"
     if trained is None or not twins:
         return None, None, "no trained SAE" if trained is None else "no twin that is a null for this score"
     sign = 1.0 if direction == "higher" else -1.0

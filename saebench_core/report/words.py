@@ -6,7 +6,7 @@ from typing import Final
 
 from saebench_core.report.tables import Entry, ScoreRow
 
-__all__ = ["FLAGS", "VERDICTS", "entry_notes", "entry_text", "learned_text", "number", "plain"]
+__all__ = ["FLAGS", "VERDICTS", "entry_notes", "entry_text", "flag_notes", "learned_text", "number", "plain"]
 
 FLAGS: Final = {
     "missed_l0": "the realised L0 misses its target by more than 2 %, so the comparison is not at equal sparsity",
@@ -45,17 +45,21 @@ def entry_text(entry: Entry) -> str:
 def entry_notes(entry: Entry, seeds: int) -> list[str]:
     """Return what a reader must know beside the number."""
     notes = []
-    if not entry.valid_null:
+    if entry.values and not entry.valid_null:
         notes.append("not a null for this score")
     if entry.values and entry.n < seeds:
         notes.append(f"n={entry.n} of {seeds} seeds")
     for word, left_out in (("collapsed", entry.collapsed), ("failed", entry.failed), ("older version", entry.outdated)):
         if left_out:
             notes.append(f"{word}: seed {', '.join(map(str, left_out))}")
-    notes += [f"{flag} ({count})" for flag, count in (entry.flags or {}).items() if flag != "collapsed"]
     if entry.reason:
         notes.append(entry.reason)
     return notes
+
+
+def flag_notes(entry: Entry, seeds: int) -> list[str]:
+    """Return the flags of the cells behind an entry; collapsed ones are left out and told by `entry_notes`."""
+    return [f"{flag} ({count} of {seeds})" for flag, count in (entry.flags or {}).items() if flag != "collapsed"]
 
 
 def learned_text(row: ScoreRow) -> str:

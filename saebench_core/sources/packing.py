@@ -45,19 +45,18 @@ class Packing:
         bos: token that begins every sequence, or None.
         eos: token between documents, or None.
         special: tokens whose positions are not kept.
-        drop_first: whether the first position of a sequence is not kept, whatever its token.
+        skip_first: leading positions of a sequence that are not kept, whatever their tokens.
     """
 
     length: int
     bos: int | None
     eos: int | None
     special: frozenset[int]
-    drop_first: bool
+    skip_first: int
 
     def kept(self, ids: Sequence[int]) -> int:
         """Return how many positions of one sequence are kept."""
-        start = 1 if self.drop_first else 0
-        return sum(token not in self.special for token in ids[start:])
+        return sum(token not in self.special for token in ids[self.skip_first :])
 
 
 @dataclass

@@ -43,7 +43,7 @@ def _link(base: str, experiment: str | None, sweep: Sweep | None) -> str:
         return base
     wanted = f"tags.`saebench.kind` = 'cell' AND tags.`saebench.sweep.{sweep.sweep_id}` = '1'"
     # In any order but that of creation the page shows cells one by one instead of folded below their sweep.
-    order = "orderByKey=params.%60constraint%60&orderByAsc=true"
+    order = "orderByKey=params.%60constraint%60&orderByAsc=true&workflowType=machine_learning"
     return f"{base}/#/experiments/{experiment}/runs?searchFilter={quote(wanted, safe='')}&{order}"
 
 

@@ -75,24 +75,25 @@ def cell_params(record: CellRecord) -> dict[str, str]:
 
 
 def _parts(result: CellResult) -> list[str]:
-    return [
-        f"{result.backbone.name}/{result.site}",
-        result.architecture.name,
-        result.constraint.name,
-        f"L0={_text(result.l0_target)}",
-    ]
+    return [f"{result.backbone.name}/{result.site}", result.architecture.name, f"L0={_text(result.l0_target)}"]
 
 
 def group_label(record: CellRecord) -> str:
     """Return what cells share that differ in the seed only: readable, with a hash of all settings."""
     settings = {key: value for key, value in cell_params(record).items() if key != "seed"}
     configs = [entry.config for entry in (record.result.backbone, record.result.architecture, record.result.constraint)]
-    return " | ".join(_parts(record.result)) + f" #{content_key([settings, configs])[:8]}"
+    return (
+        " | ".join([record.result.constraint.name, *_parts(record.result)])
+        + f" #{content_key([settings, configs])[:8]}"
+    )
 
 
 def run_name(result: CellResult) -> str:
-    """Return a readable, sortable name; identity is a tag, not the name."""
-    return " | ".join([*_parts(result), f"s{result.seed}"])
+    """Return a readable name; what tells twins apart comes first, because tables and legends cut the rest.
+
+    Identity is a tag, not the name.
+    """
+    return " | ".join([f"{result.constraint.name} s{result.seed}", *_parts(result)])
 
 
 def cell_tags(record: CellRecord) -> dict[str, str]:

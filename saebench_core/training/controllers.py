@@ -37,7 +37,8 @@ class L0Controller:
     def update(self, step: int, batch_l0: float) -> None:
         """Take in a batch's mean L0 at a step counted from 0."""
         previous = batch_l0 if self.mean is None else self.mean
-        self.mean = 0.99 * previous + 0.01 * batch_l0
+        weight = min(0.2, max(0.01, 50 / self.steps))  # a short training cannot wait for a slow mean
+        self.mean = (1 - weight) * previous + weight * batch_l0
         self.slope = 0.95 * self.slope + 0.05 * (self.mean - previous)
         if step >= (1 - _FROZEN_SHARE) * self.steps:
             return

@@ -17,7 +17,7 @@ from tests.helpers.contexts import FakeContext
 
 TINY = {
     "type": "contrastive", "image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "heads": 2, "embed_dim": 16,
-    "text_width": 16, "text_layers": 1, "text_heads": 2, "steps": 80, "batch_size": 64, "lr": 5e-3, "warmup_steps": 8,
+    "text_width": 16, "text_layers": 1, "text_heads": 2, "steps": 60, "batch_size": 64, "lr": 5e-3, "warmup_steps": 6,
     "shift": 1,
 }  # fmt: skip
 SITE = "visual.blocks.1"
@@ -208,16 +208,17 @@ def test_contrastive_training_beats_chance_on_held_out_images(backbone):
     assert accuracy(backbone) > 0.4
 
 
-def test_contrastive_training_is_the_same_for_the_same_seed(backbone, tmp_path):
-    again = make()
-    fresh = FakeContext(tmp_path)
-    again.prepare(fresh)
-    assert len(fresh.built) == 1
-    assert ("training a small CLIP", 80, 80) in fresh.reports
-    for (name, one), two in zip(
-        backbone._loaded.clip.model.state_dict().items(), again._loaded.clip.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(one, two), name
+def test_contrastive_training_is_the_same_for_the_same_seed(tmp_path):
+    states = []
+    for number, seed in enumerate((0, 0, 1)):
+        fresh = FakeContext(tmp_path / str(number))
+        short = make(model={**TINY, "steps": 6, "seed": seed})
+        short.prepare(fresh)
+        assert len(fresh.built) == 1
+        assert ("training a small CLIP", 6, 6) in fresh.reports
+        states.append(short._loaded.clip.model.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["visual.proj"], states[2]["visual.proj"])
 
 
 def test_contrastive_training_leaves_the_global_generator_alone(tmp_path):
@@ -334,7 +335,7 @@ def test_a_name_with_random_weights_is_seeded(tiny_name, tmp_path):
 
 
 def test_vit_b_32_with_random_weights(tmp_path):
-    large = make(model="ViT-B-32", weights="random")
+    large = make(model="ViT-B-32", weights="random", images={"type": "digits", "templates": ["{}"]})
     description = large.describe()
     assert description.sites == {f"visual.blocks.{index}": 768 for index in range(12)}
     large.prepare(FakeContext(tmp_path))

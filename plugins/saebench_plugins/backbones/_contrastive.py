@@ -128,7 +128,7 @@ def _optimiser(model: CLIP, config: Contrastive) -> tuple[torch.optim.Optimizer,
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     )
-    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6)
+    optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
 
     def factor(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, config.warmup_steps))

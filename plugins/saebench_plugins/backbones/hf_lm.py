@@ -50,8 +50,9 @@ class HfLmConfig(BackboneConfig):
     """A causal language model. Sites are ``layers.N``: the residual stream after decoder layer N.
 
     Documents are joined by EOS and cut into sequences that begin with BOS. Special tokens are read by the model,
-    and their positions are no rows. The first position of a sequence, where models park their attention (its norm
-    is about a hundred times the others'), is no row either.
+    and their positions are no rows. Nor are the first positions of a sequence, where models park their attention:
+    in SmolLM2-135M after layer 15 the norm of position 0 is 140 times the median, that of position 1 in one sequence
+    of fifty too, and no later one exceeds it twice.
     """
 
     type: Literal["hf_lm"] = "hf_lm"
@@ -66,7 +67,9 @@ class HfLmConfig(BackboneConfig):
     bos: Literal["auto", "always", "never"] = Field(
         "auto", description="Whether sequences begin with BOS; auto: as the tokenizer itself does it."
     )
-    drop_first: bool = Field(True, description="Leave out the first position of every sequence: an attention sink.")
+    skip_first: int = Field(
+        2, ge=0, description="Leading positions of a sequence that are no rows: attention sinks with enormous norms."
+    )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: every tensor redrawn from a normal with its mean and deviation."
     )
@@ -215,7 +218,7 @@ class HfLm(Backbone):
             "product": "packed corpus",
             "tokenizer": self._model_fingerprint,
             "corpus": {"config": config.corpus.model_dump(mode="json"), "files": config.corpus.fingerprint()},
-            "packing": config.model_dump(include={"context", "max_tokens", "holdout", "bos", "drop_first", "seed"}),
+            "packing": config.model_dump(include={"context", "max_tokens", "holdout", "bos", "skip_first", "seed"}),
         }
 
         def build(folder: Path) -> None:
@@ -340,7 +343,7 @@ class _Tokens:
         adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
         begins = bos if config.bos == "always" or (config.bos == "auto" and adds_bos) else None
         special = frozenset(token for token in (*tokenizer.all_special_ids, bos, eos, pad) if token is not None)
-        packing = Packing(config.context, begins, eos, special, config.drop_first)
+        packing = Packing(config.context, begins, eos, special, config.skip_first)
         return cls(tokenizer, packing, next(token for token in (pad, eos, 0) if token is not None))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
@@ -359,8 +362,7 @@ class _Tokens:
         ids = torch.full(real.shape, self.pad, dtype=torch.int64, device=device)
         ids[real] = flat.to(device, torch.int64)
         kept = real & ~torch.isin(ids, torch.tensor(sorted(self.packing.special), dtype=torch.int64, device=device))
-        if self.packing.drop_first:
-            kept[:, 0] = False
+        kept[:, : self.packing.skip_first] = False
         attention = real.clone()
         attention[:, 0] = True  # of an empty text too: attention over nothing is not a number
         return TokenBatch(ids, attention, kept)

@@ -1,0 +1,318 @@
+"""The notebook's and the command line's door: open a registry, plan it, run it, read its results."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, final
+
+from saebench_core.catalog import Catalog, PluginChoice, make_catalog
+from saebench_core.errors import InputError, InsufficientSpaceError, SaebenchError
+from saebench_core.executors.inline import run_inline
+from saebench_core.interfaces.context import Progress
+from saebench_core.plan import Environment, Plan, Task, make_plan
+from saebench_core.presets import PREFIX, preset_text
+from saebench_core.registry import Cell, Document, Registry, load_registry, read_registry
+from saebench_core.results import CellRecord, Journal, Sweep
+from saebench_core.store import Store
+from saebench_core.tasks import Workbench, collect_records, pick_device
+from saebench_core.tasks.collect import collect_record
+from saebench_core.tasks.perform import Failures
+from saebench_core.tasks.workbench import pick_dtype
+from saebench_core.tracking import SafeTracker
+
+__all__ = ["Interruption", "Listener", "Opened", "RunReport", "open_registry", "run"]
+
+_PACKAGES: Final = ("saebench-core", "torch", "transformers", "open_clip_torch", "scikit-learn", "numpy", "mlflow")
+_SPACE_MARGIN: Final = 1.1
+
+
+class Interruption(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM); what is published stays."""
+
+
+class Listener:
+    """Hears how a run goes; the default hears nothing."""
+
+    def plan(self, plan: Plan, waiting: Sequence[Task]) -> None:
+        """A run starts with this plan, of which these tasks have work to do."""
+
+    def start(self, task: Task) -> None:
+        """A task starts."""
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Long work has come so far."""
+
+    def done(self, task: Task, error: str | None) -> None:
+        """A task ended."""
+
+    def note(self, message: str) -> None:
+        """Something is worth telling."""
+
+
+@final
+@dataclass(frozen=True)
+class Opened:
+    """A registry with all that is needed to plan, run and read it.
+
+    Attributes:
+        registry: validated.
+        catalog: installed plugins.
+        plan: tasks of the chosen cells.
+        workdir: everything is written below it.
+    """
+
+    registry: Registry
+    catalog: Catalog
+    plan: Plan
+    workdir: Path
+    environment: Environment
+
+    @property
+    def store(self) -> Store:
+        """Products of the workdir."""
+        return Store(self.workdir / "store")
+
+    @property
+    def failures(self) -> Failures:
+        """Kept errors of the workdir."""
+        return Failures(self.workdir)
+
+    @property
+    def journal(self) -> Journal:
+        """Sweeps of the workdir."""
+        return Journal(self.workdir)
+
+    def records(self) -> list[CellRecord]:
+        """Return what every cell has so far."""
+        return collect_records(self.plan, self.store, self.failures, self.workdir)
+
+    def sweep(self) -> Sweep:
+        """Return the record of this sweep, kept or new."""
+        sweep = Sweep(
+            sweep_id=self.registry.sweep_id,
+            name=self.registry.name,
+            started_ms=time.time_ns() // 1_000_000,
+            registry=self.registry.text + "".join(f"# --set {override}\n" for override in self.registry.overrides),
+            cells=tuple(cell.cell_id for cell in self.registry.active),
+            environment=_environment(self.environment),
+        )
+        return next((kept for kept in self.journal.sweeps() if kept.sweep_id == sweep.sweep_id), sweep)
+
+
+@final
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended.
+
+    Attributes:
+        records: all cells concerned.
+        worked: how many tasks had work to do.
+        exit_code: 0 if all cells are done, 1 if some failed.
+    """
+
+    records: list[CellRecord]
+    worked: int
+    exit_code: int
+
+
+def open_registry(
+    source: str,
+    workdir: Path,
+    *,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    device: str | None = None,
+    choice: PluginChoice | None = None,
+) -> Opened:
+    """Read, check and plan a registry.
+
+    Args:
+        source: path of a file, or ``preset:NAME``.
+        workdir: folder that everything is written below; made at the first write.
+        overrides: ``key=value``, applied before checking.
+        only: ``axis=name``: the cells concerned.
+        device: in place of the registry's ``runtime.device``.
+        choice: which plugins are loaded.
+
+    Raises:
+        InputError: one line for each problem.
+    """
+    catalog = make_catalog(choice)
+    if device is not None:
+        overrides = (*overrides, f"runtime.device={device}")
+    if source.startswith(PREFIX):
+        document = Document(source, preset_text(source.removeprefix(PREFIX)), overrides)
+        registry = load_registry(document, catalog, tuple(overrides))
+    else:
+        registry = read_registry(Path(source), catalog, overrides)
+    chosen = pick_device(registry.runtime.device)
+    environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
+    cells: tuple[Cell, ...] | None = registry.select(only) if only else None
+    plan = make_plan(registry, catalog, environment, cells)
+    return Opened(registry, catalog, plan, workdir.absolute(), environment)
+
+
+def run(
+    opened: Opened, *, tracking_uri: str | None = None, track: bool = True, listener: Listener | None = None
+) -> RunReport:
+    """Do what is left to do, log every cell, and return all records.
+
+    A run that is killed goes on where it was when it is started again.
+
+    Args:
+        opened: an open registry.
+        tracking_uri: of MLflow; by default a database in the workdir.
+        track: whether to log to MLflow at all.
+        listener: hears how it goes.
+
+    Raises:
+        InsufficientSpaceError: if the disk has less room than the plan expects to need.
+        KeyboardInterrupt: if the user interrupts.
+    """
+    listener = listener or Listener()
+    waiting = opened.plan.waiting(opened.store)
+    check_space(opened, waiting)
+    listener.plan(opened.plan, waiting)
+    sweep = opened.journal.write_sweep(opened.sweep())
+    tracker = SafeTracker(tracking_uri, opened.workdir) if track else None
+    with _termination(), _threads(opened.registry.runtime.threads):
+        try:
+            worked = _work(opened, sweep, tracker, listener)
+        except BaseException:
+            _end(tracker, sweep, "interrupted", listener)
+            raise
+    records = opened.records()
+    failed = any(record.result.status == "failed" for record in records)
+    _end(tracker, sweep, "failed" if failed else "done", listener)
+    return RunReport(records, worked, 1 if failed else 0)
+
+
+def _work(opened: Opened, sweep: Sweep, tracker: SafeTracker | None, listener: Listener) -> int:
+    """Do the tasks; a cell goes to journal and tracker as soon as its last task is done."""
+    progress: Progress = listener.progress
+    bench = Workbench(opened.store, opened.environment, pick_device(opened.registry.runtime.device), progress)
+    left = {cell.cell_id: _tasks_of(cell, opened) for cell in opened.plan.cells}
+    cells = {cell.cell_id: cell for cell in opened.plan.cells}
+    if tracker is not None:
+        tracker.begin(sweep)
+
+    def close(cell_id: str) -> None:
+        del left[cell_id]
+        record = collect_record(cells[cell_id], opened.plan, opened.store, opened.failures, opened.workdir)
+        opened.journal.write_cell(sweep.sweep_id, record)
+        if tracker is not None:
+            tracker.cell(sweep, record)
+
+    def done(task: Task, error: str | None) -> None:
+        listener.done(task, error)
+        for cell in task.cells:
+            if cell.cell_id in left and all(other.done(opened.store) for other in left[cell.cell_id]):
+                close(cell.cell_id)
+
+    worked = run_inline(opened.plan, bench, opened.failures, listener.start, done)
+    for cell_id in list(left):
+        close(cell_id)
+    return worked
+
+
+def _tasks_of(cell: Cell, opened: Opened) -> list[Task]:
+    metrics = opened.registry.metrics_of(cell)
+    return [opened.plan.scores[cell.cell_id, entry.name] for entry in metrics]
+
+
+def _end(tracker: SafeTracker | None, sweep: Sweep, status: str, listener: Listener) -> None:
+    if tracker is None:
+        return
+    tracker.end(sweep, "done" if status == "done" else "failed" if status == "failed" else "interrupted")
+    tracker.close()
+    if tracker.problem:
+        listener.note(tracker.problem)
+
+
+def check_space(opened: Opened, waiting: Sequence[Task]) -> None:
+    """Refuse to start where the disk cannot hold what the plan expects.
+
+    Raises:
+        InsufficientSpaceError: with both numbers.
+    """
+    needed = int(opened.plan.total(waiting).disk_bytes * _SPACE_MARGIN)
+    place = next(folder for folder in (opened.workdir, *opened.workdir.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        raise InsufficientSpaceError(
+            f"the plan needs {needed / 1e9:.1f} GB below {opened.workdir}, {free / 1e9:.1f} GB are free; "
+            "choose another --workdir, fewer tokens, or fewer cells (--only)"
+        )
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that half-built products are removed and the sweep is marked."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Interruption
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: somebody else decides
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _environment(environment: Environment) -> dict[str, str]:
+    found = {"device": environment.device, "backbone_dtype": environment.backbone_dtype}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    commit = _commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def _commit() -> str | None:
+    """Return the commit of the current folder's checkout, marked where files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    settings = {"cwd": Path.cwd(), "capture_output": True, "text": True, "timeout": 5, "env": {**os.environ, "LC_ALL": "C"}}
+    try:
+        head = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], check=True, **settings)  # type: ignore[call-overload]  # noqa: S603
+        dirty = subprocess.run([git, "status", "--porcelain", "-uno"], check=True, **settings)  # type: ignore[call-overload]  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return str(head.stdout).strip() + ("+changes" if str(dirty.stdout).strip() else "")
+
+
+def explain(error: BaseException) -> list[str]:
+    """Return the lines that a user reads of an error."""
+    if isinstance(error, InputError):
+        return list(error.problems)
+    return str(error).splitlines() if isinstance(error, SaebenchError) else [f"{type(error).__name__}: {error}"]
+

@@ -1,0 +1,46 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from saebench_core.api import Opened
+
+__all__ = ["Device", "Json", "Only", "RegistryArgument", "Set", "TrackingUri", "Workdir", "opened"]
+
+RegistryArgument = Annotated[
+    str, typer.Argument(metavar="REGISTRY", help="A registry file, or preset:NAME (see `saebench presets list`).")
+]
+Workdir = Annotated[Path, typer.Option("--workdir", help="Everything is written below this folder.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. training.steps=100 or backbones.toy.d_in=32. Repeatable."),
+]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="AXIS=NAME", help="Only these cells, e.g. backbone=toy, constraint='trained|untrained'. Repeatable, or comma-separated."
+    ),
+]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps, in place of the registry's runtime.device.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+TrackingUri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow tracking URI; default: a database in the workdir.")
+]
+
+DEFAULT_REGISTRY = "registry.yaml"
+DEFAULT_WORKDIR = Path(".saebench")
+
+
+def opened(
+    registry: str, workdir: Path, settings: list[str] | None, only: list[str] | None = None, device: str | None = None
+) -> Opened:
+    """Open a registry with the options of a command."""
+    from saebench_core.api import open_registry
+
+    chosen = [part for option in only or [] for part in option.split(",")]
+    return open_registry(registry, workdir, overrides=settings or [], only=chosen, device=device)

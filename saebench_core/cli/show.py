@@ -1,0 +1,87 @@
+"""What commands print for people: the comparison, the plan, the state of cells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from saebench_core.api import Opened
+from saebench_core.cli.progress import duration, size
+from saebench_core.report import show
+from saebench_core.results import CellRecord
+
+__all__ = ["descriptions", "headline", "print_comparison", "print_plan", "print_status"]
+
+
+def headline(work: Opened) -> list[str]:
+    """Return the scores that tables show by default, in the registry's order."""
+    return [
+        f"{entry.name}/{name}"
+        for entry in work.registry.metrics
+        for name, info in entry.instance.scores().items()
+        if info.headline
+    ]
+
+
+def descriptions(work: Opened) -> dict[str, str]:
+    """Return formula and source of every score."""
+    return {
+        f"{entry.name}/{name}": f"{info.formula} ({info.source})"
+        for entry in work.registry.metrics
+        for name, info in entry.instance.scores().items()
+    }
+
+
+def print_comparison(work: Opened, records: Sequence[CellRecord], every_score: bool = False) -> None:
+    """Print the trained SAEs beside their twins, and what failed."""
+    console = Console()
+    scores = None if every_score else headline(work)
+    show(console, work.sweep(), records, scores=scores, notice=work.registry.notice)
+
+
+def print_status(work: Opened, records: Sequence[CellRecord]) -> None:
+    """Print one line a state, and every failed cell with its error."""
+    console = Console(soft_wrap=True)
+    counts = Counter(record.result.status for record in records)
+    left = work.plan.total(work.plan.waiting(work.store))
+    console.print(f"{work.registry.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    if counts["pending"] or counts["failed"]:
+        console.print(f"about {duration(left.seconds)} of work left; `saebench run` goes on", highlight=False)
+    labels = {cell.cell_id: cell.label for cell in work.registry.cells}
+    for record in records:
+        if record.result.status == "failed":
+            text = f"failed  {record.result.cell_id}  {labels[record.result.cell_id]}: {record.result.error}"
+            console.print(text, markup=False, highlight=False)
+
+
+def print_plan(work: Opened, summary: dict[str, Any]) -> None:
+    """Print tasks by kind with what they are expected to take."""
+    console = Console()
+    active, excluded = len(work.plan.cells), len(work.registry.cells) - len(work.registry.active)
+    sizes = {(cell.backbone.name, cell.site, cell.d_in, cell.d_sae) for cell in work.plan.cells}
+    console.print(f"{work.registry.name}: {active} cells" + (f", {excluded} excluded" if excluded else ""), highlight=False)
+    for name, site, d_in, d_sae in sorted(sizes):
+        console.print(f"  {name} | {site} | d_in {d_in}, d_sae {d_sae}", markup=False, highlight=False)
+    table = Table(box=None, pad_edge=False)
+    for column, justify in (("task", "left"), ("cells", "right"), ("time", "right"), ("memory", "right"), ("disk", "right"), ("", "left")):
+        table.add_column(column, justify="right" if justify == "right" else "left", overflow="fold")
+    scores = [task for task in summary["tasks"] if task["kind"] == "score"]
+    for task in summary["tasks"]:
+        if task["kind"] != "score":
+            table.add_row(
+                task["label"], str(task["cells"] or ""), duration(task["seconds"]), size(task["memory_bytes"]),
+                size(task["disk_bytes"]), "done" if task["done"] else "",
+            )  # fmt: skip
+    done = sum(task["done"] for task in scores)
+    table.add_row(f"{len(scores)} scores", str(active), duration(sum(task["seconds"] for task in scores)), "", "", f"{done} done" if done else "")
+    console.print(table)
+    left = summary["to_do"]
+    console.print(
+        f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, up to {size(left['memory_bytes'])} of memory, "
+        f"{size(left['disk_bytes'])} of disk, on {work.environment.device} ({work.environment.backbone_dtype} backbones)",
+        highlight=False,
+    )

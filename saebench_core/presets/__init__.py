@@ -1,0 +1,34 @@
+"""Registries shipped in the wheel, named ``preset:NAME`` on the command line."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Final
+
+from saebench_core.errors import InputError, nearest
+
+__all__ = ["PREFIX", "preset_names", "preset_summary", "preset_text"]
+
+PREFIX: Final = "preset:"
+
+
+def preset_names() -> list[str]:
+    """Return the names of all presets."""
+    return sorted(item.name.removesuffix(".yaml") for item in files(__name__).iterdir() if item.name.endswith(".yaml"))
+
+
+def preset_text(name: str) -> str:
+    """Return a preset's registry as text.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if name not in preset_names():
+        raise InputError(f"no preset is called {name!r}{nearest(name, preset_names())}; presets: {', '.join(preset_names())}")
+    return files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def preset_summary(name: str) -> str:
+    """Return the first comment line of a preset."""
+    first = preset_text(name).splitlines()[0]
+    return first.removeprefix("#").strip()

@@ -107,7 +107,7 @@ class StoredReader:
             return self._shards[0][numbers].to(self.device, torch.float32)
         out = torch.empty(numbers.numel(), self.d_in, dtype=torch.float32, device="cpu")
         shard = numbers // SHARD_ROWS
-        for index in shard.unique().tolist():
+        for index in torch.unique(shard).tolist():
             mine = shard == index
             out[mine] = self._shards[index][numbers[mine] - index * SHARD_ROWS].float()
         return out.to(self.device)

@@ -301,7 +301,13 @@ def _commit() -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    settings = {"cwd": Path.cwd(), "capture_output": True, "text": True, "timeout": 5, "env": {**os.environ, "LC_ALL": "C"}}
+    settings = {
+        "cwd": Path.cwd(),
+        "capture_output": True,
+        "text": True,
+        "timeout": 5,
+        "env": {**os.environ, "LC_ALL": "C"},
+    }
     try:
         head = subprocess.run([git, "rev-parse", "--short=12", "HEAD"], check=True, **settings)  # type: ignore[call-overload]  # noqa: S603
         dirty = subprocess.run([git, "status", "--porcelain", "-uno"], check=True, **settings)  # type: ignore[call-overload]  # noqa: S603
@@ -315,4 +321,3 @@ def explain(error: BaseException) -> list[str]:
     if isinstance(error, InputError):
         return list(error.problems)
     return str(error).splitlines() if isinstance(error, SaebenchError) else [f"{type(error).__name__}: {error}"]
-

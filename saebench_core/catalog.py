@@ -152,7 +152,9 @@ class Catalog:
 
     def unknown(self, kind: Kind, name: str) -> str:
         """Return the message for a name that no plugin of a kind has."""
-        message = f"no {kind} is called {name!r}{nearest(name, self.names(kind))}; installed: {', '.join(self.names(kind))}"
+        message = (
+            f"no {kind} is called {name!r}{nearest(name, self.names(kind))}; installed: {', '.join(self.names(kind))}"
+        )
         if self.failures:
             failed = "; ".join(f"{failure.plugin}: {failure.error}" for failure in self.failures)
             message += f"; plugins that failed to load: {failed}"
@@ -197,7 +199,12 @@ def make_catalog(choice: PluginChoice | None = None) -> Catalog:
             failures.append(LoadFailure(label, distribution, version, text, traceback.format_exc()))
     if not plugins and not failures:
         failures.append(
-            LoadFailure(CORE_DISTRIBUTION, CORE_DISTRIBUTION, "", "no plugin is installed; run `pip install -e .` in the checkout")
+            LoadFailure(
+                CORE_DISTRIBUTION,
+                CORE_DISTRIBUTION,
+                "",
+                "no plugin is installed; run `pip install -e .` in the checkout",
+            )
         )
     return _without_duplicates(plugins, failures)
 
@@ -229,7 +236,7 @@ def _load(
         implementation = next(impl for impl in caller.get_hookimpls() if impl.plugin is module)
         _refuse_defaults(implementation.function)
         kind, spec_type, config_type = _KINDS[caller.name]
-        for spec in implementation.function():
+        for spec in cast(Sequence[Spec], implementation.function()):
             name = _checked_name(spec, spec_type, config_type)
             found.append(Plugin(kind, name, spec, distribution, version, digest))
     return found

@@ -5,7 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "InsufficientSpaceError", "MissingPackageError", "PluginError", "SaebenchError", "StoreError", "nearest"]
+__all__ = [
+    "InputError",
+    "InsufficientSpaceError",
+    "MissingPackageError",
+    "PluginError",
+    "SaebenchError",
+    "StoreError",
+    "nearest",
+]
 
 
 class SaebenchError(Exception):

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from saebench_core.interfaces.constraint import ConstraintSpec
     from saebench_core.interfaces.metric import MetricSpec
 
-__all__ = ["PROJECT", "hookimpl", "register_architectures", "register_backbones", "register_constraints", "register_metrics"]
+__all__ = [
+    "PROJECT",
+    "hookimpl",
+    "register_architectures",
+    "register_backbones",
+    "register_constraints",
+    "register_metrics",
+]
 
 PROJECT: Final = "saebench"
 """Name of the pluggy project and of the entry-point group."""

@@ -170,7 +170,9 @@ class _EncodeAt(torch.autograd.Function):
     """Pre-activations at the selected entries; the gradient touches only the latents concerned."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, pre: Tensor, selection: Selection) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, centre: Tensor, weight: Tensor, bias: Tensor, pre: Tensor, selection: Selection
+    ) -> Tensor:
         ctx.selection = selection
         ctx.save_for_backward(x, centre, weight)
         return pre[selection.rows, selection.cols]

@@ -19,7 +19,7 @@ from torch import Tensor
 from saebench_core.kernels import Selection
 from saebench_core.rules import Rule
 
-__all__ = ["AuxK", "L1", "Objective", "Reconstruction", "Step", "TargetL0", "Term", "WeightedTerm"]
+__all__ = ["L1", "AuxK", "Objective", "Reconstruction", "Step", "TargetL0", "Term", "WeightedTerm"]
 
 
 @dataclass(frozen=True, eq=False)

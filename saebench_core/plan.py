@@ -26,9 +26,9 @@ _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
     "activations": ("activations.py", "interfaces/backbone.py", "randomness.py"),
     "metric": ("interfaces/metric.py", "interfaces/backbone.py", "kernels.py"),
     "train": (
-        "activations.py", "kernels.py", "rules.py", "objectives.py", "sae.py", "randomness.py", "interfaces/architecture.py",
-        "interfaces/constraint.py", "training/calibration.py", "training/controllers.py", "training/loop.py",
-        "training/trainee.py", "training/certificate.py", "tasks/train.py",
+        "activations.py", "kernels.py", "rules.py", "objectives.py", "sae.py", "randomness.py",
+        "interfaces/architecture.py", "interfaces/constraint.py", "training/calibration.py", "training/certificate.py",
+        "training/controllers.py", "training/loop.py", "training/trainee.py", "tasks/train.py",
     ),
     "score": ("kernels.py", "rules.py", "sae.py", "interfaces/metric.py"),
 }  # fmt: skip
@@ -162,7 +162,9 @@ class Plan:
         )
 
 
-def make_plan(registry: Registry, catalog: Catalog, environment: Environment, cells: Sequence[Cell] | None = None) -> Plan:
+def make_plan(
+    registry: Registry, catalog: Catalog, environment: Environment, cells: Sequence[Cell] | None = None
+) -> Plan:
     """Return the tasks that the cells need.
 
     Args:
@@ -277,7 +279,16 @@ class _Planner:
         names = sorted({cell.architecture.name for cell in group})
         label = f"train | {first.backbone.name} | {first.site} | {', '.join(names)} | s{first.seed} | {len(group)} SAEs"
         return self._add(
-            Task("train", label, tuple(products), tuple(needs), group, first.backbone, first.site, estimate=_train_cost(group))
+            Task(
+                "train",
+                label,
+                tuple(products),
+                tuple(needs),
+                group,
+                first.backbone,
+                first.site,
+                estimate=_train_cost(group),
+            )
         )
 
     def _metric(self, metric: Entry[MetricConfig], cell: Cell) -> Task:
@@ -297,9 +308,13 @@ class _Planner:
             description = self.registry.descriptions[cell.backbone.name]
             estimate = Estimate(5.0, description.memory_bytes, 1 << 20)
             needs = tuple(
-                task for key, task in self._shared.items() if key == ("activations", cell.backbone.name, cell.site, "evaluation")
+                task
+                for key, task in self._shared.items()
+                if key == ("activations", cell.backbone.name, cell.site, "evaluation")
             )
-            task = Task("metric", label, (product,), needs, (), cell.backbone, cell.site, metric=metric, estimate=estimate)
+            task = Task(
+                "metric", label, (product,), needs, (), cell.backbone, cell.site, metric=metric, estimate=estimate
+            )
             self._shared[shared] = self._add(task)
         return self._shared[shared]
 
@@ -358,4 +373,3 @@ def _train_cost(group: Sequence[Cell]) -> Estimate:
         seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
     batch = max(cell.training.batch_size * cell.d_sae * 4 * 3 for cell in group)
     return Estimate(seconds, 5 * sum(map(sae_bytes, group)) + batch, sum(map(sae_bytes, group)))
-

@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict
 
 from saebench_core.store import write_atomically
 
-__all__ = ["SCHEMA_VERSION", "CellRecord", "CellResult", "EntryRef", "Journal", "MetricValue", "Sweep", "read_curves", "results_json"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "CellRecord",
+    "CellResult",
+    "EntryRef",
+    "Journal",
+    "MetricValue",
+    "Sweep",
+    "read_curves",
+    "results_json",
+]
 
 SCHEMA_VERSION: Final = 1
 
@@ -165,7 +175,8 @@ class Journal:
     def sweeps(self) -> list[Sweep]:
         """Return all sweeps, oldest first."""
         found = [
-            Sweep.model_validate_json(path.read_text(encoding="utf-8")) for path in sorted(self.root.glob("*/sweep.json"))
+            Sweep.model_validate_json(path.read_text(encoding="utf-8"))
+            for path in sorted(self.root.glob("*/sweep.json"))
         ]
         return sorted(found, key=lambda sweep: (sweep.started_ms, sweep.sweep_id))
 

@@ -48,7 +48,9 @@ class SparseAutoencoder:
     def __init__(self, tensors: Mapping[str, Tensor], rule: Rule, centring: Centring = "b_dec") -> None:
         expected = {**_BASE, **rule.tensors(), **({"centre": _CENTRE} if centring == "fixed" else {})}
         if set(tensors) != set(expected):
-            raise InputError(f"an SAE with {type(rule).__name__} has the tensors {sorted(expected)}, not {sorted(tensors)}")
+            raise InputError(
+                f"an SAE with {type(rule).__name__} has the tensors {sorted(expected)}, not {sorted(tensors)}"
+            )
         self.info: Mapping[str, TensorInfo] = expected
         self.tensors = dict(tensors)
         self.rule = rule
@@ -135,7 +137,7 @@ class SparseAutoencoder:
 
     def chunks(self, x: Float[Tensor, "rows d_in"]) -> Iterator[Float[Tensor, "part d_in"]]:
         """Cut a batch so that dense pre-activations stay small."""
-        yield from x.split(max(1, _CHUNK_ENTRIES // self.d_sae))
+        yield from torch.split(x, max(1, _CHUNK_ENTRIES // self.d_sae))
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Codes:

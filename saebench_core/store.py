@@ -165,7 +165,11 @@ class Store:
         place, wrong = self.path(kind, key), []
         for name, expected in self.facts(kind, key)["files"].items():
             path = place / name
-            if not path.is_file() or path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
+            if (
+                not path.is_file()
+                or path.stat().st_size != expected["bytes"]
+                or file_sha256(path) != expected["sha256"]
+            ):
                 wrong.append(name)
         return wrong
 

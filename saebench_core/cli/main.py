@@ -36,7 +36,9 @@ def _version(wanted: bool) -> None:
 def common(
     no_plugin: Annotated[
         list[str] | None,
-        typer.Option("--no-plugin", metavar="NAME", help="Leave out a distribution, or DISTRIBUTION:ENTRY-POINT. Repeatable."),
+        typer.Option(
+            "--no-plugin", metavar="NAME", help="Leave out a distribution, or DISTRIBUTION:ENTRY-POINT. Repeatable."
+        ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")

@@ -18,15 +18,23 @@ RegistryArgument = Annotated[
 Workdir = Annotated[Path, typer.Option("--workdir", help="Everything is written below this folder.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. training.steps=100 or backbones.toy.d_in=32. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one value, e.g. training.steps=100 or backbones.toy.d_in=32. Repeatable.",
+    ),
 ]
 Only = Annotated[
     list[str] | None,
     typer.Option(
-        "--only", metavar="AXIS=NAME", help="Only these cells, e.g. backbone=toy, constraint='trained|untrained'. Repeatable, or comma-separated."
+        "--only",
+        metavar="AXIS=NAME",
+        help="Only these cells, e.g. backbone=toy, constraint='trained|untrained'. Repeatable, or comma-separated.",
     ),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or mps, in place of the registry's runtime.device.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda or mps, in place of the registry's runtime.device.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow tracking URI; default: a database in the workdir.")

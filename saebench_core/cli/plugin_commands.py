@@ -13,7 +13,9 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    plugins = typer.Typer(help="What is installed: backbones, architectures, constraints, metrics.", no_args_is_help=True)
+    plugins = typer.Typer(
+        help="What is installed: backbones, architectures, constraints, metrics.", no_args_is_help=True
+    )
     plugins.command("list")(plugins_list)
     app.add_typer(plugins, name="plugins")
 
@@ -46,6 +48,8 @@ def plugins_list(as_json: Json = False) -> None:
         typer.echo(json.dumps({"schema": 1, "plugins": rows, "failures": failures}, indent=2))
         return
     for plugin in catalog:
-        typer.echo(f"{plugin.kind:<13} {plugin.name:<22} {plugin.spec.summary}  [{plugin.distribution} {plugin.version}]")
+        typer.echo(
+            f"{plugin.kind:<13} {plugin.name:<22} {plugin.spec.summary}  [{plugin.distribution} {plugin.version}]"
+        )
     for failure in catalog.failures:
         typer.echo(f"FAILED        {failure.plugin}: {failure.error}", err=True)

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from saebench_core.cli.options import DEFAULT_REGISTRY, DEFAULT_WORKDIR, Device, Json, Only, RegistryArgument, Set, Workdir, opened
+from saebench_core.cli.options import (
+    DEFAULT_REGISTRY,
+    DEFAULT_WORKDIR,
+    Device,
+    Json,
+    Only,
+    RegistryArgument,
+    Set,
+    Workdir,
+    opened,
+)
 
 __all__ = ["register"]
 
@@ -35,7 +45,8 @@ def status(
     records = work.records()
     if as_json:
         cells = [
-            {"cell_id": record.result.cell_id, "status": record.result.status, "error": record.result.error} for record in records
+            {"cell_id": record.result.cell_id, "status": record.result.status, "error": record.result.error}
+            for record in records
         ]
         typer.echo(json.dumps({"schema": 1, "name": work.registry.name, "cells": cells}, indent=2, sort_keys=True))
         return
@@ -83,7 +94,9 @@ def report(
     slug = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in work.registry.name)
     path = (work.workdir / (output or Path("reports") / f"{slug}.html")).resolve()
     if not path.is_relative_to(work.workdir.resolve()):
-        raise InputError(f"--output {output}: lies outside the workdir {work.workdir}; give a path below it, or another --workdir")
+        raise InputError(
+            f"--output {output}: lies outside the workdir {work.workdir}; give a path below it, or another --workdir"
+        )
     command = f"saebench run {registry}" + "".join(f" --set {override}" for override in settings or [])
     write_html(
         path,

@@ -106,7 +106,13 @@ def _summary(work: Opened) -> dict[str, Any]:
         "name": work.registry.name,
         "environment": {"device": work.environment.device, "backbone_dtype": work.environment.backbone_dtype},
         "cells": [
-            {"cell_id": cell.cell_id, "label": cell.label, "excluded": cell.excluded, "d_in": cell.d_in, "d_sae": cell.d_sae}
+            {
+                "cell_id": cell.cell_id,
+                "label": cell.label,
+                "excluded": cell.excluded,
+                "d_in": cell.d_in,
+                "d_sae": cell.d_sae,
+            }
             for cell in (*whole.cells, *(cell for cell in work.registry.cells if cell.excluded))
         ],
         "tasks": tasks,

@@ -48,7 +48,9 @@ def print_status(work: Opened, records: Sequence[CellRecord]) -> None:
     console = Console(soft_wrap=True)
     counts = Counter(record.result.status for record in records)
     left = work.plan.total(work.plan.waiting(work.store))
-    console.print(f"{work.registry.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False)
+    console.print(
+        f"{work.registry.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False
+    )
     if counts["pending"] or counts["failed"]:
         console.print(f"about {duration(left.seconds)} of work left; `saebench run` goes on", highlight=False)
     labels = {cell.cell_id: cell.label for cell in work.registry.cells}
@@ -63,12 +65,15 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     console = Console()
     active, excluded = len(work.plan.cells), len(work.registry.cells) - len(work.registry.active)
     sizes = {(cell.backbone.name, cell.site, cell.d_in, cell.d_sae) for cell in work.plan.cells}
-    console.print(f"{work.registry.name}: {active} cells" + (f", {excluded} excluded" if excluded else ""), highlight=False)
+    console.print(
+        f"{work.registry.name}: {active} cells" + (f", {excluded} excluded" if excluded else ""), highlight=False
+    )
     for name, site, d_in, d_sae in sorted(sizes):
         console.print(f"  {name} | {site} | d_in {d_in}, d_sae {d_sae}", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
-    for column, justify in (("task", "left"), ("cells", "right"), ("time", "right"), ("memory", "right"), ("disk", "right"), ("", "left")):
-        table.add_column(column, justify="right" if justify == "right" else "left", overflow="fold")
+    table.add_column("task", overflow="fold")
+    for column in ("cells", "time", "memory", "disk", ""):
+        table.add_column(column, justify="right", no_wrap=True)
     scores = [task for task in summary["tasks"] if task["kind"] == "score"]
     for task in summary["tasks"]:
         if task["kind"] != "score":
@@ -77,11 +82,17 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
                 size(task["disk_bytes"]), "done" if task["done"] else "",
             )  # fmt: skip
     done = sum(task["done"] for task in scores)
-    table.add_row(f"{len(scores)} scores", str(active), duration(sum(task["seconds"] for task in scores)), "", "", f"{done} done" if done else "")
-    console.print(table)
-    left = summary["to_do"]
-    console.print(
-        f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, up to {size(left['memory_bytes'])} of memory, "
-        f"{size(left['disk_bytes'])} of disk, on {work.environment.device} ({work.environment.backbone_dtype} backbones)",
-        highlight=False,
+    table.add_row(
+        f"{len(scores)} scores",
+        str(active),
+        duration(sum(task["seconds"] for task in scores)),
+        "",
+        "",
+        f"{done} done" if done else "",
     )
+    console.print(table)
+    left, environment = summary["to_do"], work.environment
+    needs = f"up to {size(left['memory_bytes'])} of memory, {size(left['disk_bytes'])} of disk"
+    place = f"on {environment.device} ({environment.backbone_dtype} backbones)"
+    text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
+    console.print(text, highlight=False)

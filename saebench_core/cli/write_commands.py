@@ -40,7 +40,9 @@ def init(
         raise InputError(f"{path}: is there already; choose another name, or --force to replace it")
     write_atomically(path, preset_text("start"))
     write_atomically(path.parent / "registry.schema.json", _schema_text())
-    typer.echo(f"wrote {path} and {path.parent / 'registry.schema.json'}; next: saebench plan {path}, saebench run {path}")
+    typer.echo(
+        f"wrote {path} and {path.parent / 'registry.schema.json'}; next: saebench plan {path}, saebench run {path}"
+    )
 
 
 def _schema_text() -> str:

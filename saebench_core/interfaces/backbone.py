@@ -115,7 +115,7 @@ class Backbone(ABC):
 class Patch(Protocol):
     """Replaces activations at a site during a forward pass."""
 
-    def __call__(self, activations: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+    def __call__(self, activations: Float[Tensor, "rows d_in"], /) -> Float[Tensor, "rows d_in"]:
         """Return what takes the place of these rows."""
 
 
@@ -160,7 +160,9 @@ class LanguageModel(Protocol):
     def read(self, tokens: TokenBatch, site: str) -> Float[Tensor, "kept d_in"]:
         """Return the activations of the kept tokens, sequence by sequence, fp32."""
 
-    def logits(self, tokens: TokenBatch, site: str, patch: Patch | None) -> Float[Tensor, "sequences length vocabulary"]:
+    def logits(
+        self, tokens: TokenBatch, site: str, patch: Patch | None
+    ) -> Float[Tensor, "sequences length vocabulary"]:
         """Return fp32 logits, the kept tokens' activations at the site replaced by ``patch`` if there is one."""
 
 

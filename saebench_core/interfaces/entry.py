@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -41,5 +41,5 @@ def entry_type(config: type[EntryConfig]) -> str:
     field = config.model_fields.get("type")
     names = typing.get_args(field.annotation) if field else ()
     if len(names) != 1 or not isinstance(names[0], str):
-        raise TypeError(f"{config.__name__} needs a field `type: Literal[\"its-name\"] = \"its-name\"`")
-    return cast(str, names[0])
+        raise TypeError(f'{config.__name__} needs a field `type: Literal["its-name"] = "its-name"`')
+    return names[0]

@@ -18,7 +18,18 @@ from saebench_core.interfaces.context import MetricContext
 from saebench_core.interfaces.entry import EntryConfig, Json
 from saebench_core.sae import SparseAutoencoder
 
-__all__ = ["Metric", "MetricConfig", "MetricSpec", "NotApplicable", "Prepared", "Reads", "Score", "ScoreInfo", "Scored", "Subject"]
+__all__ = [
+    "Metric",
+    "MetricConfig",
+    "MetricSpec",
+    "NotApplicable",
+    "Prepared",
+    "Reads",
+    "Score",
+    "ScoreInfo",
+    "Scored",
+    "Subject",
+]
 
 Reads = Literal["encoder", "decoder", "both"]
 Direction = Literal["higher", "lower", "none"]

@@ -24,7 +24,9 @@ def preset_text(name: str) -> str:
         InputError: if there is none of that name.
     """
     if name not in preset_names():
-        raise InputError(f"no preset is called {name!r}{nearest(name, preset_names())}; presets: {', '.join(preset_names())}")
+        raise InputError(
+            f"no preset is called {name!r}{nearest(name, preset_names())}; presets: {', '.join(preset_names())}"
+        )
     return files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 

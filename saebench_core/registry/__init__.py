@@ -6,4 +6,14 @@ from saebench_core.registry.expand import load_registry, read_registry
 from saebench_core.registry.model import registry_model
 from saebench_core.registry.schema import registry_schema
 
-__all__ = ["AXES", "Cell", "Document", "Entry", "Registry", "load_registry", "read_registry", "registry_model", "registry_schema"]
+__all__ = [
+    "AXES",
+    "Cell",
+    "Document",
+    "Entry",
+    "Registry",
+    "load_registry",
+    "read_registry",
+    "registry_model",
+    "registry_schema",
+]

@@ -104,7 +104,14 @@ class Cell:
     @property
     def label(self) -> str:
         """Short name for people."""
-        parts = (self.backbone.name, self.site, self.architecture.name, self.constraint.name, f"L0={self.l0:g}", f"s{self.seed}")
+        parts = (
+            self.backbone.name,
+            self.site,
+            self.architecture.name,
+            self.constraint.name,
+            f"L0={self.l0:g}",
+            f"s{self.seed}",
+        )
         return " | ".join(parts)
 
     def axis(self, name: str) -> frozenset[str | int | float]:
@@ -165,12 +172,16 @@ class Registry:
         for option in only:
             key, _, wanted = option.partition("=")
             if key not in AXES or not wanted:
-                raise InputError(f"--only {option}: expected AXIS=NAME with an axis of {', '.join(AXES)}{nearest(key, AXES)}")
+                raise InputError(
+                    f"--only {option}: expected AXIS=NAME with an axis of {', '.join(AXES)}{nearest(key, AXES)}"
+                )
             choices = wanted.split("|")
             kept = tuple(cell for cell in cells if {str(value) for value in cell.axis(key)} & set(_numbers(choices)))
             if not kept:
                 known = sorted({str(value) for cell in cells for value in cell.axis(key)})
-                raise InputError(f"--only {option}: no cell matches{nearest(wanted, known)}; there are: {', '.join(known)}")
+                raise InputError(
+                    f"--only {option}: no cell matches{nearest(wanted, known)}; there are: {', '.join(known)}"
+                )
             cells = kept
         return cells
 

@@ -128,7 +128,8 @@ def _step(node: Any, part: str, label: str) -> int | str:
     if part.isdigit() and int(part) < len(node):
         return int(part)
     names = [
-        {str(item[key]) for key in ("name", "type") if key in item} if isinstance(item, Mapping) else set() for item in node
+        {str(item[key]) for key in ("name", "type") if key in item} if isinstance(item, Mapping) else set()
+        for item in node
     ]
     hits = [index for index, known in enumerate(names) if part in known]
     if len(hits) == 1:

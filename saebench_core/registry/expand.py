@@ -102,7 +102,9 @@ class _Expansion:
         names = [config.name or default for config, default in zip(configs, _default_names(configs), strict=True)]
         for index, name in enumerate(names):
             if name in names[:index]:
-                self.problem((key, index), f"{key}[{index}]: a second entry called {name!r}; give it another `name` or drop it")
+                self.problem(
+                    (key, index), f"{key}[{index}]: a second entry called {name!r}; give it another `name` or drop it"
+                )
         kind = LISTS[key]
         return [
             Entry(name, config, catalog.get(kind, cast(Any, config).type))
@@ -115,7 +117,8 @@ class _Expansion:
             for index, entry in enumerate(self.entries[key]):
                 for position, name in enumerate(entry.config.only or ()):
                     if name not in known:
-                        message = f"{key}[{index}].only: no backbone {name!r}{nearest(name, known)}; there are: {', '.join(sorted(known))}"
+                        hint = f"{nearest(name, known)}; there are: {', '.join(sorted(known))}"
+                        message = f"{key}[{index}].only: no backbone {name!r}{hint}"
                         self.problem((key, index, "only", position), message)
 
     def _sites(self, index: int, entry: Entry[BackboneConfig]) -> Iterator[_Site]:
@@ -127,12 +130,15 @@ class _Expansion:
         self.descriptions[entry.name] = description
         names = entry.config.sites or tuple(description.sites)
         if entry.config.sites is None and len(names) != 1:
-            self.problem(("backbones", index), f"backbones[{index}]: the key `sites` is missing; {_site_list(description)}")
+            self.problem(
+                ("backbones", index), f"backbones[{index}]: the key `sites` is missing; {_site_list(description)}"
+            )
             return
         training = self._training(index, entry.config.training)
         for position, name in enumerate(names):
             if name not in description.sites:
-                message = f"backbones[{index}].sites: no site {name!r}{nearest(name, description.sites)}; {_site_list(description)}"
+                hint = f"{nearest(name, description.sites)}; {_site_list(description)}"
+                message = f"backbones[{index}].sites: no site {name!r}{hint}"
                 self.problem(("backbones", index, "sites", position), message)
             elif training is not None:
                 yield _Site(entry, name, description.sites[name], entry.config.l0 or self.model.l0, training)
@@ -163,17 +169,30 @@ class _Expansion:
                     for constraint, seed in itertools.product(constraints, self.model.seeds):
                         if applies(constraint.config.only, site.backbone):
                             yield Cell(
-                                site.backbone, site.name, architecture, constraint, site.d_in, d_sae, l0, seed, site.training
+                                site.backbone,
+                                site.name,
+                                architecture,
+                                constraint,
+                                site.d_in,
+                                d_sae,
+                                l0,
+                                seed,
+                                site.training,
                             )
 
-    def _possible(self, index: int, architecture: Entry[ArchitectureConfig], site: _Site, d_sae: int) -> Iterator[float]:
+    def _possible(
+        self, index: int, architecture: Entry[ArchitectureConfig], site: _Site, d_sae: int
+    ) -> Iterator[float]:
         """Yield the targets that the architecture can have, and note the others."""
         own = site.backbone.config.l0 is not None
         position = self.entries["backbones"].index(site.backbone)
         for number, l0 in enumerate(site.l0):
             location: Location = ("backbones", position, "l0", number) if own else ("l0", number)
             if l0 > d_sae:
-                self.problem(location, f"l0 {l0:g} is more than the {d_sae} latents of {architecture.name} on {site.backbone.name}")
+                self.problem(
+                    location,
+                    f"l0 {l0:g} is more than the {d_sae} latents of {architecture.name} on {site.backbone.name}",
+                )
                 continue
             shape = Shape(site.d_in, d_sae, l0)
             try:
@@ -206,10 +225,15 @@ class _Expansion:
         for key, entries in self.entries.items():
             for index, entry in enumerate(entries):
                 in_use = (
-                    any(applies(entry.config.only, backbone) for backbone in backbones) if key == "metrics" else id(entry) in used
+                    any(applies(entry.config.only, backbone) for backbone in backbones)
+                    if key == "metrics"
+                    else id(entry) in used
                 )
                 if not in_use:
-                    self.problem((key, index), f"{key}[{index}]: no cell uses {entry.name!r}; remove it, or change `only` or `exclude`")
+                    self.problem(
+                        (key, index),
+                        f"{key}[{index}]: no cell uses {entry.name!r}; remove it, or change `only` or `exclude`",
+                    )
         seen: dict[str, Cell] = {}
         for cell in active:
             if cell.cell_id in seen:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Sequence
 from functools import reduce
@@ -74,8 +73,9 @@ def registry_model(catalog: Catalog) -> type[RegistryModel]:
         models = [plugin.spec.config for plugin in catalog.of_kind(kind)]
         if not models:
             raise InputError(f"no {kind} plugin is installed; `saebench plugins list` shows what was found")
-        union = Annotated[reduce(or_, models), Field(discriminator="type")] if len(models) > 1 else models[0]
-        fields[key] = (tuple[union, ...], Field(min_length=1, description=f"Entries of kind {kind}."))
+        union: Any = Annotated[reduce(or_, models), Field(discriminator="type")] if len(models) > 1 else models[0]
+        entries = tuple.__class_getitem__((union, ...))
+        fields[key] = (entries, Field(min_length=1, description=f"Entries of kind {kind}."))
     return create_model("Registry", __base__=RegistryModel, **fields)
 
 
@@ -112,7 +112,8 @@ def _describe(details: ErrorDetails, document: Document, catalog: Catalog, model
         where = document.where((location[0], location[1], "type"))
         return f"{where} {catalog.unknown(LISTS[str(location[0])], str(entry.get('type')))}"
     if kind == "union_tag_not_found":
-        return f"{place} {shown}: the key `type` is missing; installed: {', '.join(catalog.names(LISTS[str(location[0])]))}"
+        installed = ", ".join(catalog.names(LISTS[str(location[0])]))
+        return f"{place} {shown}: the key `type` is missing; installed: {installed}"
     if kind == "extra_forbidden":
         allowed = _fields_around(location, document, catalog, model)
         key = str(location[-1])
@@ -162,7 +163,7 @@ def _fields_around(
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
     """Return the models inside an annotation: itself, or the members of a union, tuple or Annotated."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type) and not typing.get_args(annotation):
         return [annotation] if issubclass(annotation, BaseModel) else []
     found: list[type[BaseModel]] = []
     for argument in typing.get_args(annotation):

@@ -13,7 +13,7 @@ from typing import NamedTuple, final
 from saebench_core.report.tables import Comparison, ScoreRow
 from saebench_core.report.words import entry_notes, number
 
-__all__ = ["Figure", "Panel", "dot_figures"]
+__all__ = ["Axis", "Figure", "Panel", "Tick", "axis_of", "dot_figures"]
 
 LABEL, PLOT, ROW, TOP, BOTTOM = 200, 380, 26, 8, 30
 
@@ -69,20 +69,27 @@ class Figure:
     panels: tuple[Panel, ...]
 
 
-class _Axis(NamedTuple):
+class Axis(NamedTuple):
+    """A linear scale from values to places."""
+
     low: float
     high: float
+    start: float
+    end: float
 
     def place(self, value: float) -> float:
-        return round(LABEL + PLOT * (value - self.low) / (self.high - self.low), 2)
+        """Return where a value lies."""
+        return round(self.start + (self.end - self.start) * (value - self.low) / (self.high - self.low), 2)
 
     def tick(self, value: float | None) -> Tick | None:
+        """Return a labelled place, or None for no value."""
         return None if value is None else Tick(self.place(value), number(value))
 
     def ticks(self) -> tuple[Tick, ...]:
+        """Return three to six round values."""
         raw = (self.high - self.low) / 4
         power = 10.0 ** math.floor(math.log10(raw))
-        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw)
+        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return tuple(Tick(self.place(index * step), f"{index * step:.6g}") for index in range(first, last + 1))
@@ -95,7 +102,7 @@ def dot_figures(found: Sequence[Comparison], scores: Sequence[str]) -> list[Figu
         rows = [(comparison, row) for comparison in found for row in comparison.rows if row.score == score]
         drawn = [(comparison, row) for comparison, row in rows if any(entry.values for entry in row.entries)]
         if drawn:
-            axis = _axis([row for _, row in drawn])
+            axis = axis_of([row for _, row in drawn], LABEL, LABEL + PLOT)
             panels = tuple(_panel(comparison, row, axis) for comparison, row in drawn)
             figures.append(Figure(score, _caption(drawn[0][1]), panels))
     return figures
@@ -106,15 +113,16 @@ def _caption(row: ScoreRow) -> str:
     return f"{better[row.direction]}; unit: {row.unit}"
 
 
-def _axis(rows: Sequence[ScoreRow]) -> _Axis:
+def axis_of(rows: Sequence[ScoreRow], start: float, end: float) -> Axis:
+    """Return a scale on which all values, floors and ceilings of some rows have room."""
     values = [value for row in rows for entry in row.entries for value in entry.values.values()]
     values += [value for row in rows for value in (row.floor, row.ceiling) if value is not None]
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 0.05 * abs(low) or 0.5
-    return _Axis(low - margin, high + margin)
+    return Axis(low - margin, high + margin, start, end)
 
 
-def _panel(comparison: Comparison, row: ScoreRow, axis: _Axis) -> Panel:
+def _panel(comparison: Comparison, row: ScoreRow, axis: Axis) -> Panel:
     block = comparison.block
     lanes = []
     for index, entry in enumerate(row.entries):

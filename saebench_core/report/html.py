@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saebench_core.report.certificates import certificate_rows
 from saebench_core.report.figures import dot_figures
+from saebench_core.report.lines import line_panels
 from saebench_core.report.tables import Comparison, Verdicts, comparisons
 from saebench_core.report.words import FLAGS, VERDICTS, entry_notes, entry_text, flag_notes, learned_text, number
 from saebench_core.results import CellRecord, MetricValue, Sweep
@@ -87,7 +88,7 @@ def render_html(
         "commands": _commands(sweep) if commands is None else commands,
         "comparisons": found,
         "headline": first,
-        "figures": dot_figures(found, first),
+        "figures": [(figure, line_panels(found, figure.score)) for figure in dot_figures(found, first)],
         "certificates": certificates,
         "sound": sum(row.sound for row in certificates),
         "failed": [record.result for record in records if record.result.status == "failed"],

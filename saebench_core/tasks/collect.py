@@ -161,7 +161,11 @@ def _params(cell: Cell) -> dict[str, str | float | int]:
 
 
 def _record(cell: Cell, result: CellResult, done: list[dict[str, Any]], seconds: Mapping[str, float]) -> CellRecord:
-    entries = {"backbone": cell.backbone, "architecture": cell.architecture, "constraint": cell.constraint}
+    entries: dict[str, Entry[Any]] = {
+        "backbone": cell.backbone,
+        "architecture": cell.architecture,
+        "constraint": cell.constraint,
+    }
     return CellRecord(
         result=result,
         finished_ms=max((int(facts["published_ms"]) for facts in done), default=0),

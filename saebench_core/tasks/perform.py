@@ -55,7 +55,8 @@ def _perform(task: Task, plan: Plan, bench: Workbench) -> None:
 
 def _twin_folders(task: Task, plan: Plan, bench: Workbench) -> dict[str, Path]:
     return {
-        cell_id: bench.store.path(product.kind, product.key) / "sae" for cell_id, product in plan.twins.items()
+        cell_id: bench.store.path(product.kind, product.key) / "sae"
+        for cell_id, product in plan.twins.items()
         if cell_id in {cell.cell_id for cell in task.cells}
     }
 

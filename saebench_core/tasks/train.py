@@ -137,7 +137,9 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
 
 def _one_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    return text[0] if isinstance(error, SaebenchError) and text else f"{type(error).__name__}: {text[0] if text else ''}"
+    return (
+        text[0] if isinstance(error, SaebenchError) and text else f"{type(error).__name__}: {text[0] if text else ''}"
+    )
 
 
 def _trainees(cells: list[Cell], group: _Group, failures: dict[str, str]) -> dict[str, Trainee]:
@@ -212,7 +214,11 @@ class _Finished:
             flags.append("missed_l0")
         variances = [value for _, value in sorted(self.curve.heldout.items())]
         late = variances[-1] - variances[int(len(variances) * 0.8) - 1] if len(variances) >= 5 else 0.0
-        if found["realised_l0"] < _COLLAPSED_L0 * target or found["alive_share"] == 0 or (variances and variances[-1] <= 0):
+        if (
+            found["realised_l0"] < _COLLAPSED_L0 * target
+            or found["alive_share"] == 0
+            or (variances and variances[-1] <= 0)
+        ):
             flags.append("collapsed")
         if late > _RISE:
             flags.append("not_converged")
@@ -241,4 +247,3 @@ class _Finished:
             text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         self.curve.write(folder / "curves.jsonl")
-

@@ -47,9 +47,10 @@ class SafeTracker:
         self._guard(lambda tracker: tracker.end(sweep, status))
 
     def close(self) -> None:
-        """Stop being a writer."""
+        """Stop being a writer; after a problem, what still says RUNNING is left for the next one to end."""
         if self._tracker is not None:
-            self._guard(lambda tracker: tracker.close())
+            self._tracker.close(clean=self.problem is None)
+            self._tracker = None
 
     def _guard(self, action: Callable[[Tracker], T]) -> T | None:
         if self.problem is not None:

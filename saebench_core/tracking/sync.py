@@ -53,6 +53,7 @@ def sync(
         work = [(sweep, list(journal.cells(sweep))) for sweep in journal.sweeps()]
         total, done, written = sum(len(records) for _, records in work), 0, 0
         for sweep, records in work:
+            tracker.reconcile(sweep)
             live = tracker.is_live(sweep)
             for record in records:
                 written += tracker.cell(sweep, record)

@@ -92,8 +92,7 @@ class Tracker:
 
     def begin(self, sweep: Sweep) -> str:
         """Mark a sweep as running and return its run's id; what a dead process left running is ended first."""
-        experiment = self._experiment(sweep)
-        self.reconcile(experiment)
+        self.reconcile(sweep)
         run = self._parent(sweep)
         self._backend.log(run.run_id, tags={"saebench.writer": self._name})
         self._backend.reopen(run.run_id)
@@ -137,10 +136,10 @@ class Tracker:
         if run.status != target:
             self._backend.finish(run.run_id, target, end_ms or time.time_ns() // 1_000_000)
 
-    def close(self) -> None:
-        """Stop being a writer; call it after `end`."""
+    def close(self, *, clean: bool = True) -> None:
+        """Stop being a writer; call it after `end`, or with ``clean=False`` where `end` did not come through."""
         if self._writer is not None:
-            self._writer.close()
+            self._writer.close(clean=clean)
             self._writer = None
 
     def is_live(self, sweep: Sweep) -> bool:
@@ -148,9 +147,9 @@ class Tracker:
         run = self._backend.find(self._experiment(sweep), "saebench.sweep_id", sweep.sweep_id)
         return run is not None and run.status == "RUNNING" and not self._orphan(run)
 
-    def reconcile(self, experiment: str) -> int:
-        """End the runs that a dead process of this workdir left running; return how many there were."""
-        dead = [run for run in self._backend.running(experiment) if self._orphan(run)]
+    def reconcile(self, sweep: Sweep) -> int:
+        """End the runs of a sweep's experiment that a dead process of this workdir left running; count them."""
+        dead = [run for run in self._backend.running(self._experiment(sweep)) if self._orphan(run)]
         for run in dead:
             logger.info("run %s was left running by a process that died; it is marked as killed", run.run_id)
             self._backend.finish(run.run_id, "KILLED", time.time_ns() // 1_000_000)

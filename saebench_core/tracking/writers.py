@@ -23,11 +23,13 @@ class Writer:
         self._lock.acquire()
         self._marker.touch()
 
-    def close(self) -> None:
-        """Leave; runs that still say RUNNING under this name are nobody's from now on."""
-        self._marker.unlink(missing_ok=True)
+    def close(self, *, clean: bool = True) -> None:
+        """Leave. Unless cleanly, runs that still say RUNNING under this name are ended by the next writer."""
+        if clean:
+            self._marker.unlink(missing_ok=True)
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
+        if clean:
+            Path(self._lock.lock_file).unlink(missing_ok=True)
 
 
 def is_dead(folder: Path, name: str) -> bool:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, final
 
-import torch
 from torch import Tensor
 
 from saebench_core.activations import ShuffledRows
@@ -116,4 +115,3 @@ def _record(
         finite = {name: value for name, value in values.items() if value == value and abs(value) != float("inf")}
         now = time.time_ns() // 1_000_000
         curve.points.append({"step": done, "rows": done * batch_size, "time_ms": now, "values": finite})
-

@@ -31,16 +31,22 @@ _LONGEST_DEAD_WINDOW = 10_000_000
 class TrainingSettings(Model):
     """Budget, optimiser and schedules; keys left out scale with the budget."""
 
-    preset: Literal["paper", "dictionary_learning"] | None = Field(None, description="Named defaults for the other keys.")
+    preset: Literal["paper", "dictionary_learning"] | None = Field(
+        None, description="Named defaults for the other keys."
+    )
     steps: PositiveInt | None = Field(None, description="Optimiser steps; either this or `tokens`.")
     tokens: PositiveInt | None = Field(None, description="Rows to train on; either this or `steps`.")
     batch_size: PositiveInt = Field(4096, description="Rows a step.")
     lr: PositiveFloat = Field(2e-4, description="Learning rate after the warm-up.")
-    warmup_steps: NonNegativeInt | None = Field(None, description="Linear warm-up; default 5 % of the steps, at most 1,000.")
+    warmup_steps: NonNegativeInt | None = Field(
+        None, description="Linear warm-up; default 5 % of the steps, at most 1,000."
+    )
     decay_fraction: float = Field(0.2, ge=0.0, le=1.0, description="Last share of the steps, in which lr falls to 0.")
     weight_decay: NonNegativeFloat = Field(0.01, description="AdamW's decay, on weight matrices only.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's moment decays.")
-    clip_norm: PositiveFloat | None = Field(1.0, description="Largest gradient norm over the trained tensors; null: none.")
+    clip_norm: PositiveFloat | None = Field(
+        1.0, description="Largest gradient norm over the trained tensors; null: none."
+    )
     sparsity_warmup_steps: NonNegativeInt | None = Field(
         None, description="Linear warm-up of sparsity penalties; default 5 % of the steps, at most 5,000."
     )
@@ -101,14 +107,18 @@ class TrainingSettings(Model):
     @property
     def dead_window(self) -> int:
         """Rows after which a silent latent counts as dead."""
-        return self.dead_rows if self.dead_rows is not None else max(1, min(_LONGEST_DEAD_WINDOW, self.total_rows // 50))
+        return (
+            self.dead_rows if self.dead_rows is not None else max(1, min(_LONGEST_DEAD_WINDOW, self.total_rows // 50))
+        )
 
     def lr_factor(self, step: int) -> float:
         """Return the learning rate's multiplier at a step counted from 0: warm-up, constant, linear decay."""
         total, warmup = self.total_steps, self.warmup
         factor = min(1.0, (step + 1) / (warmup + 1))
         decay_from = total - self.decay_fraction * total
-        return min(factor, (total - step) / (total - decay_from)) if step >= decay_from and self.decay_fraction else factor
+        return (
+            min(factor, (total - step) / (total - decay_from)) if step >= decay_from and self.decay_fraction else factor
+        )
 
     def sparsity_factor(self, step: int) -> float:
         """Return the share of the sparsity warm-up that has passed at a step counted from 0."""

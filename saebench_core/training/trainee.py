@@ -52,7 +52,13 @@ class Trainee:
     """
 
     def __init__(
-        self, recipe: Recipe, constraint: Constraint, start: Start, b_dec: Tensor, settings: TrainingSettings, shape: Shape
+        self,
+        recipe: Recipe,
+        constraint: Constraint,
+        start: Start,
+        b_dec: Tensor,
+        settings: TrainingSettings,
+        shape: Shape,
     ) -> None:
         self.recipe = recipe
         self.constraint = constraint
@@ -64,7 +70,9 @@ class Trainee:
         estimated = {name for name, info in self.sae.info.items() if info.estimated}
         self.frozen = constraint.frozen(roles, recipe) & set(roles) - estimated
         self._trained = {
-            name: tensor.requires_grad_() for name, tensor in self.sae.tensors.items() if name not in self.frozen | estimated
+            name: tensor.requires_grad_()
+            for name, tensor in self.sae.tensors.items()
+            if name not in self.frozen | estimated
         }
         self._optimiser = _optimiser(list(self._trained.values()), settings) if constraint.trains else None
         controlled = recipe.objective.controlled()

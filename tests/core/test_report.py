@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from tests.helpers.records import REGISTRY, digest, metric, record, records, sweep
 
 from saebench_core.report import certificate_rows, comparisons, console_text, render_html, show, tidy, write_html
 from saebench_core.report.figures import dot_figures
+from saebench_core.report.lines import line_panels
 from saebench_core.report.tables import Block
 from saebench_core.report.words import number
+from tests.helpers.records import REGISTRY, digest, metric, record, records, sweep
 
 EV = "reconstruction/explained_variance"
 MSE = "reconstruction/mse"
@@ -253,6 +254,27 @@ def test_figures_place_values_on_one_axis():
     assert trained.dots[0].title == "trained, seed 0: 0.8000"
 
 
+def test_several_l0_are_drawn_as_lines():
+    cells = [
+        scored(name, seed, value - 0.1 * seed - l0 / 1000, floor=0.0).model_copy()
+        for l0 in (20, 40)
+        for name, value in (("trained", 0.9), ("frozen_decoder", 0.5), ("frozen_encoder", 0.5))
+        for seed in (0, 1)
+    ]
+    targets = [20.0] * 6 + [40.0] * 6
+    cells = [
+        cell.model_copy(update={"result": cell.result.model_copy(update={"l0_target": l0})})
+        for cell, l0 in zip(cells, targets, strict=True)
+    ]
+    (panel,) = line_panels(comparisons(cells), EV)
+    assert [tick.text for tick in panel.x_ticks] == ["20", "40"]
+    assert panel.lines[0].label == "trained" and panel.lines[0].style == 0
+    assert panel.lines[2].label_y - panel.lines[1].label_y >= 14  # equal values, labels apart
+    assert panel.lines[0].marks[0].title == "trained, L0 20: 0.830 ± 0.071 (n=2)"
+    assert line_panels(comparisons(records()), EV) == []
+    assert "every seed, L0 by L0" in render_html(sweep(cells), cells)
+
+
 @pytest.mark.parametrize("value", [0.0, 5.0, -2.5])
 def test_figure_of_a_single_value(value):
     (figure,) = dot_figures(comparisons([scored("trained", 0, value)]), [EV])
@@ -287,7 +309,7 @@ def test_console_does_not_read_names_as_markup():
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "–"),
+        (None, "–"),  # noqa: RUF001
         (0.0, "0.000"),
         (0.8204, "0.820"),
         (12.34567, "12.346"),

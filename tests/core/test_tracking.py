@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.helpers.records import STARTED_MS, record, records, sweep, with_artifacts, write_journal
 
 from saebench_core.errors import InputError
 from saebench_core.tracking import SafeTracker, Tracker, check_metric_name, default_uri, metric_key, sync, ui_command
 from saebench_core.tracking.view import COMMON_PARAMS, cell_params, curve_metrics, group_label, thin
+from tests.helpers.records import STARTED_MS, record, records, sweep, with_artifacts, write_journal
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_a_cell_shared_by_two_sweeps_is_one_run(tmp_path):
 
 
 def test_changed_record_is_written_and_changed_params_make_a_new_run(tmp_path):
-    journal, kept, (cell,) = write_journal(tmp_path, [record("toy", "trained", 0, status="failed", error="no disk")])
+    journal, kept, _ = write_journal(tmp_path, [record("toy", "trained", 0, status="failed", error="no disk")])
     sync(journal, None, tmp_path)
     better = with_artifacts(record("toy", "trained", 0), tmp_path)
     journal.write_cell(kept.sweep_id, better)
@@ -216,6 +216,23 @@ def test_live_run_ends_and_report_is_attached(tmp_path):
     assert {run.info.status for run in runs(tmp_path)} == {"FINISHED"}
     parent = runs(tmp_path, "tags.`saebench.kind` = 'sweep'")[0].info.run_id
     assert "report.html" in {entry.path for entry in client(tmp_path).list_artifacts(parent)}
+
+
+def test_what_a_failing_tracker_left_running_is_ended_by_a_sync(tmp_path, monkeypatch):
+    journal, kept, cells = write_journal(tmp_path, records()[:2])
+    tracker = SafeTracker(None, tmp_path)
+    tracker.begin(kept)
+    monkeypatch.setattr(
+        Tracker, "_write", lambda *_: (_ for _ in ()).throw(RuntimeError("the disk of the server is full"))
+    )
+    tracker.cell(kept, cells[0])
+    tracker.end(kept, "done")
+    tracker.close()
+    assert tracker.problem is not None and "the disk of the server is full" in tracker.problem
+    assert len(runs(tmp_path, "attributes.status = 'RUNNING'")) == 2
+    monkeypatch.undo()
+    assert sync(journal, None, tmp_path).written == 2
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 3
 
 
 KILLED = """
@@ -400,7 +417,7 @@ def test_params_write_numbers_as_numbers():
 
 
 def test_ui_stays_on_this_machine(tmp_path):
-    with pytest.raises(InputError, match="0.0.0.0"):
+    with pytest.raises(InputError, match=r"0\.0\.0\.0"):
         ui_command(None, tmp_path, host="0.0.0.0")
     command = ui_command(None, tmp_path, host="0.0.0.0", port=81, allow_remote=True)
     assert (

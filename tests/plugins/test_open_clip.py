@@ -184,6 +184,24 @@ def test_gradients_flow_through_a_patch(backbone):
     assert not backbone.read_images(images, SITE).requires_grad
 
 
+def test_both_layouts_of_open_clip_are_read_and_patched_alike(backbone, context):
+    images = backbone.images("evaluation", 0, 4)
+    other = make()
+    other.prepare(context)
+    transformer = other._loaded.clip.model.visual.transformer
+    transformer.batch_first = False
+    for block in transformer.resblocks:
+        block.attn.batch_first = False
+
+    def patch(rows):
+        return rows * torch.linspace(0, 1, len(rows))[:, None]
+
+    torch.testing.assert_close(other.read_images(images, SITE), backbone.read_images(images, SITE))
+    torch.testing.assert_close(
+        other.zero_shot_logits(images, SITE, patch), backbone.zero_shot_logits(images, SITE, patch)
+    )
+
+
 def test_a_patch_of_another_shape_is_refused(backbone):
     with pytest.raises(PluginError, match=r"\(5, 32\)"):
         backbone.zero_shot_logits(backbone.images("evaluation", 0, 1), SITE, lambda rows: rows[:1])
@@ -378,6 +396,13 @@ def test_configurations_that_cannot_work_are_refused(changes, message):
 def test_unknown_tags_are_refused_with_those_that_exist(tmp_path):
     with pytest.raises(InputError, match="laion2b_s34b_b79k"):
         make(model="ViT-B-32", pretrained="laion2b_s34b_b79").prepare(FakeContext(tmp_path))
+
+
+def test_quick_gelu_follows_the_tag():
+    from saebench_plugins.backbones._clip_models import _tag_uses_quick_gelu
+
+    assert _tag_uses_quick_gelu("ViT-B-32", "openai")
+    assert not _tag_uses_quick_gelu("ViT-B-32", "laion2b_s34b_b79k")
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tiny_name, tmp_path):

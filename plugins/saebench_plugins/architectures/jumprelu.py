@@ -25,7 +25,9 @@ class JumpReLUConfig(ArchitectureConfig):
     """Configuration of `JumpReLUArchitecture`."""
 
     type: Literal["jumprelu"] = "jumprelu"
-    bandwidth: PositiveFloat = Field(0.001, description="Width of the surrogate's kernel, for inputs of unit mean square.")
+    bandwidth: PositiveFloat = Field(
+        0.001, description="Width of the surrogate's kernel, for inputs of unit mean square."
+    )
     threshold: PositiveFloat = Field(0.001, description="Threshold of every latent at the start.")
     l0_coefficient: PositiveFloat = Field(1.0, description="Weight of the squared relative miss of the target L0.")
 

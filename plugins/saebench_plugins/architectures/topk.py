@@ -42,7 +42,9 @@ class TopKArchitecture(Architecture):
             InputError: if the target L0 is not a whole number.
         """
         if shape.l0 != round(shape.l0):
-            raise InputError(f"topk keeps a whole number of latents a row: l0 {shape.l0:g} is not one; try {round(shape.l0)}")
+            raise InputError(
+                f"topk keeps a whole number of latents a row: l0 {shape.l0:g} is not one; try {round(shape.l0)}"
+            )
         terms = [WeightedTerm(Reconstruction())]
         if self.config.aux_coefficient:
             terms.append(WeightedTerm(AuxK(), self.config.aux_coefficient))

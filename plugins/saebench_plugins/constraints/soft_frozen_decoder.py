@@ -57,9 +57,7 @@ class SoftFrozenDecoder(Constraint):
         return {"at_bound_share": float((cosine <= self.config.tau + 1e-5).double().mean())}
 
 
-def project_on_caps(
-    rows: Float[Tensor, "d_sae d_in"], anchors: Float[Tensor, "d_sae d_in"], tau: float
-) -> None:
+def project_on_caps(rows: Float[Tensor, "d_sae d_in"], anchors: Float[Tensor, "d_sae d_in"], tau: float) -> None:
     """Project each row, in place, on ``{d : <d, anchor> >= tau ||d||}``, keeping its norm.
 
     With ``v`` outside the cap and ``u = v - <v, a> a``: ``tau a + sqrt(1 - tau^2) u / ||u||`` is the nearest

@@ -36,7 +36,9 @@ class FeatureRecoveryConfig(MetricConfig):
     """Configuration of `FeatureRecovery`."""
 
     type: Literal["feature_recovery"] = "feature_recovery"
-    threshold: float = Field(0.8, ge=0.0, lt=1.0, description="A feature is recovered if its best cosine is above this.")
+    threshold: float = Field(
+        0.8, ge=0.0, lt=1.0, description="A feature is recovered if its best cosine is above this."
+    )
     quantiles: PositiveInt = Field(10, description="Frequency groups in the per-item table.")
 
 
@@ -116,8 +118,8 @@ def best_cosines(
 ) -> Float[Tensor, " n_features"]:
     """Return each feature's largest signed cosine with any direction."""
     unit = torch.nn.functional.normalize(directions, dim=1)
-    parts = [(part @ unit.T).max(dim=1).values for part in torch.nn.functional.normalize(features, dim=1).split(_CHUNK)]
-    return torch.cat(parts)
+    wanted = torch.nn.functional.normalize(features, dim=1)
+    return torch.cat([(part @ unit.T).max(dim=1).values for part in torch.split(wanted, _CHUNK)])
 
 
 @hookimpl

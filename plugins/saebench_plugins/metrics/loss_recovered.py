@@ -106,9 +106,18 @@ class LossRecovered(Metric):
         source = "paper section 4.1, figures 12 and 13; protocols 4.1"
         return {
             "ce": ScoreInfo(
-                "higher", "share", None, None, "both", "(CE_zero - CE_sae) / (CE_zero - CE_clean)", source, headline=True
+                "higher",
+                "share",
+                None,
+                None,
+                "both",
+                "(CE_zero - CE_sae) / (CE_zero - CE_clean)",
+                source,
+                headline=True,
             ),
-            "kl": ScoreInfo("higher", "share", None, 1.0, "both", "(KL_zero - KL_sae) / KL_zero", source, headline=True),
+            "kl": ScoreInfo(
+                "higher", "share", None, 1.0, "both", "(KL_zero - KL_sae) / KL_zero", source, headline=True
+            ),
             "ce_clean": ScoreInfo("none", "nats", 0.0, None, "both", f"{mean} of -log p_clean(target)", source),
             "ce_sae": ScoreInfo("lower", "nats", 0.0, None, "both", f"{mean} of -log p_sae(target)", source),
             "ce_zero": ScoreInfo("none", "nats", 0.0, None, "both", f"{mean} of -log p_zero(target)", source),

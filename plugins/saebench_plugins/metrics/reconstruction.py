@@ -47,13 +47,32 @@ class ReconstructionMetric(Metric):
         """Name the scores."""
         return {
             "explained_variance": ScoreInfo(
-                "higher", "share", None, 1.0, "both", "1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2", _SOURCE, headline=True
+                "higher",
+                "share",
+                None,
+                1.0,
+                "both",
+                "1 - sum ||x - x_hat||^2 / sum ||x - mean(x)||^2",
+                _SOURCE,
+                headline=True,
             ),
-            "mse": ScoreInfo("lower", "squared activation", 0.0, None, "both", "mean over rows of ||x - x_hat||^2", _SOURCE),
-            "cosine": ScoreInfo("higher", "cosine", -1.0, 1.0, "both", "mean over rows of cos(x, x_hat)", "protocols 4.1"),
-            "l0": ScoreInfo("none", "latents", 0.0, None, "encoder", "mean over rows of #(z != 0)", "protocols 4.1", headline=True),
+            "mse": ScoreInfo(
+                "lower", "squared activation", 0.0, None, "both", "mean over rows of ||x - x_hat||^2", _SOURCE
+            ),
+            "cosine": ScoreInfo(
+                "higher", "cosine", -1.0, 1.0, "both", "mean over rows of cos(x, x_hat)", "protocols 4.1"
+            ),
+            "l0": ScoreInfo(
+                "none", "latents", 0.0, None, "encoder", "mean over rows of #(z != 0)", "protocols 4.1", headline=True
+            ),
             "alive": ScoreInfo(
-                "higher", "share", 0.0, 1.0, "encoder", "share of latents that fire at least once in the set", "protocols 4.1"
+                "higher",
+                "share",
+                0.0,
+                1.0,
+                "encoder",
+                "share of latents that fire at least once in the set",
+                "protocols 4.1",
             ),
         }
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import (
@@ -27,22 +24,35 @@ from saebench_core import (
     Score,
     Scored,
     ScoreInfo,
-    SparseAutoencoder,
+    Split,
     Subject,
     TableSource,
-    TokenBatch,
     VisionModel,
     hookimpl,
     named_generator,
 )
+from saebench_plugins.metrics._probing import (
+    Groups,
+    Probe,
+    draw_probe,
+    fit_probe,
+    mean_over_tasks,
+    mean_rows,
+    pool_codes,
+    store_rows,
+)
 
 __all__ = ["SparseProbing", "SparseProbingConfig"]
 
-_TEXTS_AT_ONCE: Final = 64
-_CHUNK_ENTRIES: Final = 1 << 24
-_FP32_BYTES: Final = 1 << 31
+_AT_ONCE: Final = 64
+_SPLITS: Final[tuple[Split, ...]] = ("train", "evaluation")
+_TENSORS: Final = ("train", "train_labels", "permuted", "test", "test_labels")
 _FEWEST: Final = 10
-"""Texts that a class must have; rarer ones are skipped and listed in the facts."""
+"""Items that a class must have in the training and test pools together; rarer classes are left out."""
+
+_T = TypeVar("_T")
+Reader = Callable[[Sequence[int]], Iterator[list[Tensor]]]
+"""Yields the activations ``(rows, d_in)`` of items, some items at a time."""
 
 
 class SparseProbingConfig(MetricConfig):
@@ -56,104 +66,207 @@ class SparseProbingConfig(MetricConfig):
     max_tokens: PositiveInt = Field(128, description="Tokens of a text that are read.")
     seed: int = Field(42, description="Seed of the samples and of the permuted labels.")
 
-
-@dataclass(frozen=True)
-class Probe:
-    """One binary question: which items it trains and tests on (indices), and their labels."""
-
-    task: str
-    label: str
-    train: Int[Tensor, " train"]
-    train_labels: Bool[Tensor, " train"]
-    permuted: Bool[Tensor, " train"]
-    test: Int[Tensor, " test"]
-    test_labels: Bool[Tensor, " test"]
-
-
-class Fit(NamedTuple):
-    """Test accuracy of a probe, and whether the optimiser ended by itself."""
-
-    accuracy: float
-    converged: bool
+    @model_validator(mode="after")
+    def _one_name_each(self) -> SparseProbingConfig:
+        titles = [task.title for task in self.tasks]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"two tasks are called {title!r}; give each its own `name`")
+        if len(set(self.k)) < len(self.k):
+            raise ValueError(f"`k` has a number twice: {list(self.k)}")
+        return self
 
 
 @dataclass(frozen=True)
-class Pooled:
-    """Mean codes of items, sparse: entries sorted by latent, those of latent j from ``bounds[j]`` on."""
+class _Task:
+    """Items of each class, for training and for the test, and the classes that get a probe."""
 
-    items: Int[Tensor, " entries"]
-    latents: Int[Tensor, " entries"]
-    values: Float[Tensor, " entries"]
-    bounds: Int[Tensor, " bounds"]
-    n_items: int
-
-    def mean_difference(self, items: Int[Tensor, " items"], labels: Bool[Tensor, " items"]) -> Float[Tensor, " d_sae"]:
-        """Return ``mean_positive - mean_negative`` of every latent over these items, fp64."""
-        weights = torch.zeros(self.n_items, dtype=torch.float64)
-        positive = labels.to(torch.float64)
-        weights[items] = positive / positive.sum() - (1 - positive) / (1 - positive).sum()
-        return torch.bincount(self.latents, self.values * weights[self.items], minlength=len(self.bounds) - 1)
-
-    def columns(self, latents: Sequence[int]) -> Float[Tensor, "items latents"]:
-        """Return the features of a few latents, dense."""
-        dense = torch.zeros(self.n_items, len(latents), dtype=torch.float64)
-        for place, latent in enumerate(latents):
-            part = slice(int(self.bounds[latent]), int(self.bounds[latent + 1]))
-            dense[self.items[part], place] = self.values[part]
-        return dense
+    title: str
+    train: Groups
+    test: Groups
+    classes: Sequence[str]
 
 
-@torch.no_grad()
-def pool_codes(
-    sae: SparseAutoencoder, activations: Float[Tensor, "rows d_in"], offsets: Int[Tensor, " bounds"]
-) -> Pooled:
-    """Encode rows once and average the codes of each item; an item without rows has no codes.
+class SparseProbing(Metric):
+    """Pools codes over the tokens of a text (of an image), ranks latents on train, fits, tests."""
 
-    Args:
-        sae: encodes on its own device.
-        activations: all rows, item by item.
-        offsets: first row of each item, and the end, ``(n_items + 1,)``.
-    """
-    n_items, at_once = len(offsets) - 1, max(1, _CHUNK_ENTRIES // (sae.d_sae * 16))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for first in range(0, n_items, at_once):
-        bounds = offsets[first : first + at_once + 1]
-        rows = activations[int(bounds[0]) : int(bounds[-1])].to(sae.device, torch.float32)
-        if not len(rows):
-            continue
-        counts = bounds.diff().to(sae.device)
-        owner = torch.repeat_interleave(torch.arange(len(counts), device=sae.device), counts)
-        codes = sae.encode(rows)
-        means = torch.zeros(len(counts) * sae.d_sae, device=sae.device)  # items x d_sae, never rows x d_sae
-        means.index_add_(0, owner[codes.selection.rows] * sae.d_sae + codes.selection.cols, codes.values)
-        means = means.view(len(counts), sae.d_sae) / counts.clamp(min=1)[:, None]
-        items, latents = means.nonzero(as_tuple=True)
-        found.append((items.cpu() + first, latents.cpu(), means[items, latents].cpu()))
-    empty = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-    items, latents, values = (torch.cat(parts) for parts in zip(empty, *found, strict=True))
-    order = latents.argsort(stable=True)
-    ends = torch.bincount(latents, minlength=sae.d_sae).cumsum(0)
-    bounds = torch.cat([ends.new_zeros(1), ends])
-    return Pooled(items[order], latents[order], values[order].to(torch.float64), bounds, n_items)
+    def __init__(self, config: SparseProbingConfig) -> None:
+        self.config = config
+
+    def scores(self) -> Mapping[str, ScoreInfo]:
+        """Name two scores for each k: with true and with permuted training labels."""
+        source = "paper section 4.2; SAEBench sparse probing; protocols 4.2"
+        fit = "test accuracy of logistic regression on the {} latents with the largest |mean_pos - mean_neg| on train"
+        names: dict[str, ScoreInfo] = {}
+        for k in self.config.k:
+            formula = fit.format(k)
+            names[f"top{k}"] = ScoreInfo("higher", "share", 0.0, 1.0, "encoder", formula, source, headline=True)
+            names[f"top{k}_permuted"] = ScoreInfo(
+                "none", "share", 0.0, 1.0, "encoder", f"{formula}, its labels permuted: what chance selects", source
+            )
+        return names
+
+    def applicable(self, backbone: Backbone) -> NotApplicable | None:
+        """Ask for texts with labels, or for images with classes."""
+        if isinstance(backbone, VisionModel) or (isinstance(backbone, LanguageModel) and self.config.tasks):
+            return None
+        if isinstance(backbone, LanguageModel):
+            return NotApplicable("no labelled texts: sparse_probing has no `tasks` for this language model")
+        return NotApplicable("the backbone reads neither texts nor labelled images")
+
+    def fingerprint(self) -> Mapping[str, Json]:
+        """Return digests of the tables."""
+        return {task.title: task.fingerprint() for task in self.config.tasks}
+
+    def prepare(self, context: MetricContext) -> Prepared:
+        """Draw the probes, read every item once, and probe the raw activations for the ceiling."""
+        tasks, lengths, read = self._inputs(context)
+        drawn = [self._draw(task, label) for task in tasks for label in task.classes]
+        probes = [probe for probe in drawn if len(probe.train) and len(probe.test)]
+        if not probes:
+            raise InputError(f"sparse_probing: no class has {_FEWEST} items, and other classes to tell it from")
+        # items of one length side by side: little padding
+        used = sorted({int(i) for p in probes for i in (*p.train, *p.test)}, key=lambda item: (lengths[item], item))
+        place = torch.zeros(len(lengths), dtype=torch.int64)
+        place[torch.tensor(used)] = torch.arange(len(used))
+        probes = [replace(probe, train=place[probe.train], test=place[probe.test]) for probe in probes]
+        return self._prepared(probes, *store_rows(read(used)))
+
+    def _prepared(self, probes: Sequence[Probe], activations: Tensor, offsets: Tensor) -> Prepared:
+        raw = mean_rows(activations, offsets)
+        fits = [fit_probe(raw, probe, probe.train_labels) for probe in probes]
+        ceiling = mean_over_tasks(probes, [fit.accuracy for fit in fits])
+        facts: dict[str, Json] = {
+            "probes": [{"task": probe.task, "label": probe.label} for probe in probes],
+            "stored_as": str(activations.dtype),
+            "ceiling": [{"accuracy": fit.accuracy, "converged": fit.converged} for fit in fits],
+        }
+        tensors = {"activations": activations, "offsets": offsets}
+        for number, probe in enumerate(probes):
+            tensors |= {f"{number}.{name}": getattr(probe, name) for name in _TENSORS}
+        floors = {name: 0.5 for name in self.scores()}
+        return Prepared(tensors, facts, floors, {f"top{k}": ceiling for k in self.config.k})
+
+    def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
+        """Encode every item once, then select and fit for each class and k."""
+        tensors, facts = prepared.tensors, prepared.facts
+        listed: Any = facts["probes"]
+        probes = [Probe(**names, **{t: tensors[f"{i}.{t}"] for t in _TENSORS}) for i, names in enumerate(listed)]
+        pooled = pool_codes(subject.sae, tensors["activations"], tensors["offsets"])
+        names = ("task", "label", "k", "accuracy", "permuted", "latent", "converged")
+        rows: list[tuple[Any, ...]] = []
+        for number, probe in enumerate(probes):
+            both = (probe.train_labels, probe.permuted)
+            ranks = [pooled.ranked(probe.train, labels, max(self.config.k)) for labels in both]
+            for k in self.config.k:
+                true, control = (
+                    fit_probe(pooled.columns(rank[:k]), probe, labels) for rank, labels in zip(ranks, both, strict=True)
+                )
+                converged = true.converged and control.converged
+                rows.append((probe.task, probe.label, k, true.accuracy, control.accuracy, ranks[0][0], converged))
+            context.progress("sparse_probing", number + 1, len(probes))
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        return Scored(self._means(probes, columns), columns)
+
+    def _means(self, probes: Sequence[Probe], columns: Mapping[str, list[Any]]) -> dict[str, Score | NotApplicable]:
+        n = sum(len(probe.test) for probe in probes)
+        scores: dict[str, Score | NotApplicable] = {}
+        for k in self.config.k:
+            for column, name in (("accuracy", f"top{k}"), ("permuted", f"top{k}_permuted")):
+                values = [value for value, own in zip(columns[column], columns["k"], strict=True) if own == k]
+                scores[name] = Score(mean_over_tasks(probes, values), n)
+        return scores
+
+    def _draw(self, task: _Task, label: str) -> Probe:
+        sizes = (self.config.train_size, self.config.test_size)
+        return draw_probe(task.title, label, task.train, task.test, sizes, self.config.seed)
+
+    def _inputs(self, context: MetricContext) -> tuple[list[_Task], list[int], Reader]:
+        """Return the tasks, the length of every item, and what reads items."""
+        backbone = context.backbone
+        if isinstance(backbone, LanguageModel) and self.config.tasks:
+            return self._texts(context, backbone)
+        if isinstance(backbone, VisionModel):
+            return self._images(context, backbone)
+        raise InputError("sparse_probing needs a language model and `tasks`, or a vision model")
+
+    def _texts(self, context: MetricContext, model: LanguageModel) -> tuple[list[_Task], list[int], Reader]:
+        index: dict[str, int] = {}
+        tasks = []
+        for source in self.config.tasks:
+            first: dict[str, str] = {}
+            for text, label in zip(*source.rows(), strict=True):
+                first.setdefault(text, label)  # a text that comes again, in whatever class, is left out
+            groups: Groups = {}
+            for text, label in first.items():
+                groups.setdefault(label, []).append(index.setdefault(text, len(index)))
+            tasks.append(self._split(source.title, groups, source.positive))
+        texts = list(index)
+
+        def read(items: Sequence[int]) -> Iterator[list[Tensor]]:
+            for start in range(0, len(items), _AT_ONCE):
+                part = [texts[item] for item in items[start : start + _AT_ONCE]]
+                tokens = model.tokenise(part, self.config.max_tokens)
+                yield list(torch.split(model.read(tokens, context.site), tokens.kept.sum(1).tolist()))
+                context.progress("sparse_probing: texts", start + len(part), len(items))
+
+        return tasks, [len(text) for text in texts], read
+
+    def _split(self, title: str, groups: Groups, positive: Sequence[str] | None) -> _Task:
+        """Shuffle the items of every class and cut off its test part."""
+        share = self.config.test_size / (self.config.test_size + self.config.train_size)
+        train: Groups = {}
+        test: Groups = {}
+        for label, items in groups.items():
+            shuffled = self._shuffled(items, title, label)
+            cut = round(share * len(items))
+            test[label], train[label] = shuffled[:cut], shuffled[cut:]
+        return _Task(title, train, test, _probed(train, test, positive))
+
+    def _images(self, context: MetricContext, model: VisionModel) -> tuple[list[_Task], list[int], Reader]:
+        """Training images come from the train split, test images from the evaluation split."""
+        names = model.class_names()
+        keys = [
+            key
+            for split in _SPLITS
+            for key in self._shuffled([(split, i) for i in range(model.image_count(split))], split)
+        ]
+        labels = {split: model.labels(split).tolist() for split in _SPLITS}
+        groups: dict[Split, Groups] = {split: {} for split in _SPLITS}
+        for item, (split, place) in enumerate(keys):
+            groups[split].setdefault(names[labels[split][place]], []).append(item)
+
+        def read(items: Sequence[int]) -> Iterator[list[Tensor]]:
+            for start in range(0, len(items), _AT_ONCE):
+                part = [keys[item] for item in items[start : start + _AT_ONCE]]
+                images = torch.cat([model.images(split, place, 1) for split, place in part])
+                yield list(torch.unbind(model.read_images(images, context.site)))
+                context.progress("sparse_probing: images", start + len(part), len(items))
+
+        probed = _probed(groups["train"], groups["evaluation"], None)
+        return [_Task("images", groups["train"], groups["evaluation"], probed)], [0] * len(keys), read
+
+    def _shuffled(self, items: Sequence[_T], *role: str) -> list[_T]:
+        generator = named_generator(self.config.seed, "sparse_probing sample", *role)
+        return [items[place] for place in torch.randperm(len(items), generator=generator, device="cpu").tolist()]
 
 
-def fit_probe(
-    train: Float[Tensor, "train k"], labels: Bool[Tensor, " train"],
-    test: Float[Tensor, "test k"], test_labels: Bool[Tensor, " test"],
-) -> Fit:  # fmt: skip
-    """Fit scikit-learn's logistic regression (L2, C = 1, at most 1000 steps) on raw features; return its test accuracy."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    probe = LogisticRegression(C=1.0, max_iter=1000)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # reported as `converged` instead
-        probe.fit(train.numpy(), labels.numpy())
-    right = probe.predict(test.numpy()) == test_labels.numpy()
-    return Fit(float(right.mean()), bool(probe.n_iter_.max() < probe.max_iter))
+def _probed(train: Groups, test: Groups, positive: Sequence[str] | None) -> list[str]:
+    """Name the classes that get a probe: of two classes one is enough, rare ones have too little to learn from."""
+    classes = sorted(set(train) & set(test))
+    if positive is None:
+        positive = classes[1:] if len(classes) == 2 else classes
+    return [label for label in classes if label in positive and len(train[label]) + len(test[label]) >= _FEWEST]
 
 
-def draw_probe(
-    task: str, label: str, labels: Sequence[str], sizes: tuple[int, int], seed: int, pools: Mapping[str, Tensor] | None = None
-) -> Probe:
-    raise NotImplementedError
+@hookimpl
+def register_metrics() -> list[MetricSpec]:
+    """Offer the metric."""
+    return [
+        MetricSpec(
+            config=SparseProbingConfig,
+            build=SparseProbing,
+            summary="Accuracy of linear probes on the one or few latents that differ most between classes",
+            source="Gurnee et al. 2023; SAEBench sparse probing",
+        )
+    ]

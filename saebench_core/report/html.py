@@ -79,8 +79,6 @@ def render_html(
     directed = [row.score for comparison in every for row in comparison.rows if row.direction != "none"]
     first = list(dict.fromkeys(directed if headline is None else headline))
     found = [_headline_first(comparison, first) for comparison in every]
-    certificates = certificate_rows(records)
-    states = [record.result.status for record in records]
     context: dict[str, Any] = {
         "sweep": sweep,
         "records": records,
@@ -89,23 +87,31 @@ def render_html(
         "comparisons": found,
         "headline": first,
         "figures": [(figure, line_panels(found, figure.score)) for figure in dot_figures(found, first)],
-        "certificates": certificates,
-        "sound": sum(row.sound for row in certificates),
-        "failed": [record.result for record in records if record.result.status == "failed"],
-        "counts": {state: states.count(state) for state in ("done", "failed", "excluded")},
-        "missing": len(sweep.cells) - sum(state in ("done", "failed", "excluded") for state in states),
         "flags": _flags(records),
         "verdict_words": VERDICTS if verdicts else {},
         "definitions": _definitions(records, descriptions or {}),
         "finished_ms": max((record.finished_ms for record in records), default=sweep.started_ms),
     }
-    return _template().render(context)
+    return _template().render(context | _states(sweep, records))
 
 
 def write_html(path: Path, sweep: Sweep, records: Sequence[CellRecord], **options: Any) -> Path:
     """Write the report of a sweep; the options are those of `render_html`."""
     write_atomically(path, render_html(sweep, records, **options))
     return path
+
+
+def _states(sweep: Sweep, records: Sequence[CellRecord]) -> dict[str, Any]:
+    certificates = certificate_rows(records)
+    states = [record.result.status for record in records]
+    counts = {state: states.count(state) for state in ("done", "failed", "excluded")}
+    return {
+        "certificates": certificates,
+        "sound": sum(row.sound for row in certificates),
+        "failed": [record.result for record in records if record.result.status == "failed"],
+        "counts": counts,
+        "missing": len(sweep.cells) - sum(counts.values()),
+    }
 
 
 def _headline_first(comparison: Comparison, headline: Sequence[str]) -> Comparison:

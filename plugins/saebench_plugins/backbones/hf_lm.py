@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, cast
+from typing import Any, Final, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +24,6 @@ from saebench_core import (
     Context,
     InputError,
     Json,
-    Packing,
     Patch,
     PluginError,
     Split,
@@ -36,6 +34,16 @@ from saebench_core import (
     locate,
     pack_documents,
     split_of_text,
+)
+from saebench_plugins.backbones._hf_loading import (
+    Sizes,
+    Tokens,
+    config_sizes,
+    convert_gguf,
+    decoder_layers,
+    gguf_sizes,
+    quiet,
+    randomise,
 )
 
 __all__ = ["HfLm", "HfLmConfig"]
@@ -75,13 +83,6 @@ class HfLmConfig(BackboneConfig):
     forward_batch: PositiveInt = Field(16, description="Sequences in a forward pass.")
 
 
-class _Sizes(NamedTuple):
-    layers: int
-    width: int
-    vocabulary: int
-    parameters: int
-
-
 class _StopForward(Exception):
     """Leaves a forward pass at the site; nothing after it is computed."""
 
@@ -106,7 +107,7 @@ class HfLm(Backbone):
         self.config = config
         self._model: Any = None
         self._layers: nn.ModuleList = nn.ModuleList()
-        self._tokens: _Tokens
+        self._tokens: Tokens
         self._device = torch.device("cpu")
         self._corpora: dict[Split, _Corpus] = {}
 
@@ -122,10 +123,10 @@ class HfLm(Backbone):
         return self._place is not None and self._place.suffix == ".gguf"
 
     @cached_property
-    def _sizes(self) -> _Sizes:
+    def _sizes(self) -> Sizes:
         if self._is_gguf:
-            return _gguf_sizes(cast(Path, self._place))
-        return _config_sizes(self._load_config())
+            return gguf_sizes(cast(Path, self._place))
+        return config_sizes(self._load_config())
 
     def describe(self) -> BackboneDescription:
         """Return sites and sizes from the model's configuration, or a GGUF file's header."""
@@ -164,16 +165,16 @@ class HfLm(Backbone):
         dtype = _DTYPES.get(self.config.dtype, context.backbone_dtype)
         source = self._converted(context, dtype)
         self._device = context.device
-        with _quiet(), self._explained():
+        with quiet(), self._explained():
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(source, revision=self._revision)
             model = AutoModelForCausalLM.from_pretrained(source, revision=self._revision, dtype=dtype)
         self._model = cast(nn.Module, model).to(context.device).eval().requires_grad_(False)
-        self._tokens = _Tokens.of(tokenizer, self.config)
-        self._layers = _decoder_layers(self._model, self._sizes.layers)
+        self._tokens = Tokens.of(tokenizer, self.config.context, self.config.bos, self.config.skip_first)
+        self._layers = decoder_layers(self._model, self._sizes.layers)
         if self.config.weights == "random":
-            _randomise(self._model, context.generator)
+            randomise(self._model, context.generator)
         self._corpora = self._pack(context)
 
     @property
@@ -192,10 +193,10 @@ class HfLm(Backbone):
             "dtype": str(dtype),
         }
         file = self._place
-        return str(context.product(identity, lambda folder: _convert_gguf(file, folder, dtype)))
+        return str(context.product(identity, lambda folder: convert_gguf(file, folder, dtype)))
 
     def _load_config(self) -> Any:
-        with _quiet(), self._explained():
+        with quiet(), self._explained():
             from transformers import AutoConfig
 
             return AutoConfig.from_pretrained(str(self._place or self.config.model), revision=self._revision)
@@ -241,7 +242,14 @@ class HfLm(Backbone):
 
         tensors = load_file(context.product(identity, build) / "corpus.safetensors")
         splits: tuple[Split, ...] = ("train", "calibration", "evaluation")
-        return {s: _Corpus(tensors[f"{s}.ids"], tensors[f"{s}.lengths"], tensors[f"{s}.kept"]) for s in splits}
+        corpora = {s: _Corpus(tensors[f"{s}.ids"], tensors[f"{s}.lengths"], tensors[f"{s}.kept"]) for s in splits}
+        empty = [split for split, corpus in corpora.items() if not corpus.rows]
+        if empty:
+            raise InputError(
+                f"the corpus leaves no token for the {' and the '.join(empty)} split; "
+                f"give more documents, or a `holdout` above {config.holdout:g}"
+            )
+        return corpora
 
     def rows_available(self, site: str, split: Split) -> int:
         """Return the number of kept positions of a split."""
@@ -325,43 +333,6 @@ class HfLm(Backbone):
         return self._model(input_ids=tokens.ids, attention_mask=tokens.attention.to(torch.int64), use_cache=False)
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """The tokenizer, and the one rule of which positions are rows."""
-
-    tokenizer: Any
-    packing: Packing
-    pad: int
-
-    @classmethod
-    def of(cls, tokenizer: Any, config: HfLmConfig) -> _Tokens:
-        bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        special = frozenset(token for token in (*tokenizer.all_special_ids, bos, eos, pad) if token is not None)
-        packing = Packing(config.context, bos if config.bos else None, eos, special, config.skip_first)
-        return cls(tokenizer, packing, next(token for token in (pad, eos, 0) if token is not None))
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Return token ids without special tokens of the tokenizer's own making."""
-        return cast("list[list[int]]", self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def begin(self, ids: list[int]) -> list[int]:
-        """Put BOS in front if sequences begin with it."""
-        return ids if self.packing.bos is None else [self.packing.bos, *ids]
-
-    def batch(self, flat: Tensor, lengths: Tensor, device: torch.device) -> TokenBatch:
-        """Pad sequences that lie end to end on the right, whatever side the tokenizer prefers."""
-        lengths = lengths.to(device)
-        width = max(1, int(lengths.max())) if len(lengths) else 1
-        real = torch.arange(width, device=device) < lengths[:, None]
-        ids = torch.full(real.shape, self.pad, dtype=torch.int64, device=device)
-        ids[real] = flat.to(device, torch.int64)
-        kept = real & ~torch.isin(ids, torch.tensor(sorted(self.packing.special), dtype=torch.int64, device=device))
-        kept[:, : self.packing.skip_first] = False
-        attention = real.clone()
-        attention[:, 0] = True  # of an empty text too: attention over nothing is not a number
-        return TokenBatch(ids, attention, kept)
-
-
 def _hidden(output: Any) -> Tensor:
     """Return the residual stream of a decoder layer's output: a tensor, or a tuple that begins with it."""
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
@@ -374,87 +345,6 @@ def _hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def _decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise InputError(f"{type(model).__name__} has no list of {count} decoder layers that could be read")
-
-
-@torch.no_grad()
-def _randomise(model: nn.Module, generator: Callable[[str], torch.Generator]) -> None:
-    """Redraw every parameter from a normal with its own mean and deviation; each has its own generator."""
-    for name, parameter in model.named_parameters():
-        deviation, mean = torch.std_mean(parameter.to(torch.float32), correction=0)
-        noise = torch.randn(parameter.shape, generator=generator(f"random weights/{name}"), device="cpu")
-        if noise.numel() > 1:
-            noise = (noise - noise.mean()) / noise.std(correction=0)
-        parameter.copy_(noise.to(parameter.device) * deviation + mean)
-
-
-def _config_sizes(config: Any) -> _Sizes:
-    text = config.get_text_config()
-    width, layers, vocabulary = int(text.hidden_size), int(text.num_hidden_layers), int(text.vocab_size)
-    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
-    embeddings = vocabulary * width * (1 if getattr(text, "tie_word_embeddings", False) else 2)
-    return _Sizes(layers, width, vocabulary, embeddings + layers * (4 * width**2 + 3 * width * inner))
-
-
-def _gguf_sizes(file: Path) -> _Sizes:
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(file)
-        architecture = str(reader.fields["general.architecture"].contents())
-        layers = int(reader.fields[f"{architecture}.block_count"].contents())
-        width = int(reader.fields[f"{architecture}.embedding_length"].contents())
-        vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
-    except (KeyError, ValueError) as error:
-        raise InputError(f"{file.name} is no GGUF file of a language model ({error})") from error
-    return _Sizes(layers, width, vocabulary, sum(int(tensor.n_elements) for tensor in reader.tensors))
-
-
-def _convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:
-    """Write a GGUF file's dequantised weights and tokenizer as transformers saves a model.
-
-    The reader below is used directly: ``from_pretrained(gguf_file=...)`` gives the same weights, but needs one more
-    package, and returns a model that it then refuses to save.
-    """
-    with _quiet():
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-        from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        make: Any = AutoModelForCausalLM.from_config
-        with torch.device("meta"):
-            model = make(config, dtype=dtype)
-        read: Any = load_gguf_checkpoint
-        tensors = read(str(file), return_tensors=True, model_to_load=model, torch_dtype=dtype)["tensors"]
-        model.to_empty(device="cpu")
-        model.tie_weights()
-        model.load_state_dict(tensors, strict=False)
-        _check_filled(model, tensors, file)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def _check_filled(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Refuse a file that lacks a tensor; one that is tied to another needs none of its own."""
-    state = model.state_dict()
-    filled = {state[name].data_ptr() for name in tensors}
-    missing = sorted(name for name, tensor in state.items() if tensor.data_ptr() not in filled)
-    if missing:
-        raise InputError(f"{file.name} lacks {', '.join(missing[:5])}; it cannot be read as a {type(model).__name__}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep progress bars of loading off the terminal; errors are raised as ever."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 @hookimpl

@@ -52,8 +52,8 @@ from saebench_plugins.backbones._contrastive import Contrastive, load_contrastiv
 PREFIX: Final = "visual.blocks."
 USED: Final = {"cls": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
 DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
-FLOPS: Final = 5e10
-"""Assumed speed of this machine, for the plan's estimates only."""
+FLOPS: Final = 1e11
+"""Assumed speed, for the plan's estimates only: between small and large models on two CPU cores."""
 
 
 def _brings_weights(model: str | Contrastive) -> bool:

@@ -144,14 +144,17 @@ class SparseProbing(Metric):
         tensors = {"activations": activations, "offsets": offsets}
         for number, probe in enumerate(probes):
             tensors |= {f"{number}.{name}": getattr(probe, name) for name in _TENSORS}
-        floors = {name: 0.5 for name in self.scores()}
+        floors = dict.fromkeys(self.scores(), 0.5)
         return Prepared(tensors, facts, floors, {f"top{k}": ceiling for k in self.config.k})
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Encode every item once, then select and fit for each class and k."""
         tensors, facts = prepared.tensors, prepared.facts
         listed: Any = facts["probes"]
-        probes = [Probe(**names, **{t: tensors[f"{i}.{t}"] for t in _TENSORS}) for i, names in enumerate(listed)]
+        probes = [
+            Probe(names["task"], names["label"], *(tensors[f"{number}.{name}"] for name in _TENSORS))
+            for number, names in enumerate(listed)
+        ]
         pooled = pool_codes(subject.sae, tensors["activations"], tensors["offsets"])
         names = ("task", "label", "k", "accuracy", "permuted", "latent", "converged")
         rows: list[tuple[Any, ...]] = []

@@ -54,9 +54,6 @@ class Listener:
     def done(self, task: Task, error: str | None) -> None:
         """A task ended."""
 
-    def note(self, message: str) -> None:
-        """Something is worth telling."""
-
 
 @final
 @dataclass(frozen=True)
@@ -146,6 +143,9 @@ def open_registry(
     Raises:
         InputError: one line for each problem.
     """
+    workdir = workdir.absolute()
+    if not (place := _existing(workdir)).is_dir():
+        raise InputError(f"--workdir {workdir}: {place} is no folder")
     catalog = make_catalog(choice)
     if device is not None:
         overrides = (*overrides, f"runtime.device={device}")
@@ -158,7 +158,12 @@ def open_registry(
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
     cells: tuple[Cell, ...] | None = registry.select(only) if only else None
     plan = make_plan(registry, catalog, environment, cells)
-    return Opened(registry, catalog, plan, workdir.absolute(), environment)
+    return Opened(registry, catalog, plan, workdir, environment)
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def run(
@@ -175,11 +180,13 @@ def run(
         listener: hears how it goes.
 
     Raises:
+        InputError: if the device is not there.
         InsufficientSpaceError: if the disk has less room than the plan expects to need.
         KeyboardInterrupt: if the user interrupts.
     """
     listener = listener or Listener()
     waiting = opened.plan.waiting(opened.store)
+    check_device(opened.environment.device)
     check_space(opened, waiting)
     listener.plan(opened.plan, waiting)
     sweep = opened.journal.write_sweep(opened.sweep())
@@ -188,11 +195,11 @@ def run(
         try:
             worked = _work(opened, sweep, tracker, listener)
         except BaseException:
-            _end(tracker, sweep, "interrupted", listener)
+            _end(tracker, sweep, "interrupted")
             raise
     records = opened.records()
     failed = any(record.result.status == "failed" for record in records)
-    _end(tracker, sweep, "failed" if failed else "done", listener)
+    _end(tracker, sweep, "failed" if failed else "done")
     return RunReport(records, worked, 1 if failed else 0)
 
 
@@ -229,13 +236,24 @@ def _tasks_of(cell: Cell, opened: Opened) -> list[Task]:
     return [opened.plan.scores[cell.cell_id, entry.name] for entry in metrics]
 
 
-def _end(tracker: SafeTracker | None, sweep: Sweep, status: str, listener: Listener) -> None:
+def _end(tracker: SafeTracker | None, sweep: Sweep, status: str) -> None:
     if tracker is None:
         return
     tracker.end(sweep, "done" if status == "done" else "failed" if status == "failed" else "interrupted")
     tracker.close()
-    if tracker.problem:
-        listener.note(tracker.problem)
+
+
+def check_device(name: str) -> None:
+    """Refuse to start on a device that this machine does not have.
+
+    Raises:
+        InputError: with what to do.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name in there and not there[name]():
+        raise InputError(f"runtime.device: {name} is not available on this machine; use --device auto or cpu")
 
 
 def check_space(opened: Opened, waiting: Sequence[Task]) -> None:
@@ -245,8 +263,7 @@ def check_space(opened: Opened, waiting: Sequence[Task]) -> None:
         InsufficientSpaceError: with both numbers.
     """
     needed = int(opened.plan.total(waiting).disk_bytes * _SPACE_MARGIN)
-    place = next(folder for folder in (opened.workdir, *opened.workdir.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(_existing(opened.workdir)).free
     if needed > free:
         raise InsufficientSpaceError(
             f"the plan needs {needed / 1e9:.1f} GB below {opened.workdir}, {free / 1e9:.1f} GB are free; "

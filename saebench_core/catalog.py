@@ -107,15 +107,20 @@ class PluginChoice:
     def from_environment(cls, block: Sequence[str] = ()) -> PluginChoice:
         """Read ``SAEBENCH_LOAD_PLUGINS`` (empty: only the core's own) and ``SAEBENCH_BLOCK_PLUGINS``."""
         allowed = os.environ.get(ALLOW_VARIABLE)
-        blocked = {name for name in os.environ.get(BLOCK_VARIABLE, "").split(",") if name}
-        allow = None if allowed is None else frozenset(name.strip() for name in allowed.split(",") if name.strip())
-        return cls(allow, frozenset(blocked | set(block)))
+        return cls(None if allowed is None else _names(allowed), _names(os.environ.get(BLOCK_VARIABLE, ""), *block))
 
     def admits(self, distribution: str, plugin: str) -> bool:
         """Say whether an entry point is to be loaded."""
-        if {distribution, plugin} & self.block:
+        names = _names(distribution, plugin)
+        if names & self.block:
             return False
-        return self.allow is None or distribution == CORE_DISTRIBUTION or bool({distribution, plugin} & self.allow)
+        return self.allow is None or CORE_DISTRIBUTION in names or bool(names & self.allow)
+
+
+def _names(*texts: str) -> frozenset[str]:
+    """Return comma-separated names as the package index compares them: ``My_Plugin`` is ``my-plugin``."""
+    parts = (part.strip() for text in texts for part in text.split(","))
+    return frozenset(re.sub(r"[-_.]+", "-", part).lower() for part in parts if part)
 
 
 @final
@@ -194,8 +199,8 @@ def make_catalog(choice: PluginChoice | None = None) -> Catalog:
             continue
         try:
             plugins.extend(_load(manager, point, label, distribution, version))
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
+        except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
+            text = " ".join(f"{type(error).__name__}: {error}".split())
             failures.append(LoadFailure(label, distribution, version, text, traceback.format_exc()))
     if not plugins and not failures:
         failures.append(

@@ -46,6 +46,10 @@ def file_sha256(path: Path) -> str:
 
 @lru_cache(maxsize=4096)
 def _file_sha256(path: Path, size: int, modified: int) -> str:
+    return _read_sha256(path)
+
+
+def _read_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -94,8 +98,11 @@ class Store:
         return self.root / kind / key[:2] / key
 
     def has(self, kind: str, key: str) -> bool:
-        """Say whether a complete product is there."""
-        return (self.path(kind, key) / DONE).is_file()
+        """Say whether a complete product is there; a ``DONE`` that cannot be read is none."""
+        try:
+            return "files" in self.facts(kind, key)
+        except StoreError:
+            return False
 
     def facts(self, kind: str, key: str) -> dict[str, Any]:
         """Return the ``DONE`` record: files with sizes and hashes, seconds of building, time of publishing.
@@ -104,10 +111,9 @@ class Store:
             StoreError: if the product is not complete.
         """
         try:
-            record = json.loads((self.path(kind, key) / DONE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads((self.path(kind, key) / DONE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise StoreError(f"product {kind}/{key} is not complete: {error}") from error
-        return dict(record)
 
     def make(self, kind: str, key: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """Return a product's folder, building it if it is not there.
@@ -168,7 +174,7 @@ class Store:
             if (
                 not path.is_file()
                 or path.stat().st_size != expected["bytes"]
-                or file_sha256(path) != expected["sha256"]
+                or _read_sha256(path) != expected["sha256"]
             ):
                 wrong.append(name)
         return wrong
@@ -181,5 +187,5 @@ class Store:
 
     def keys(self, kind: str) -> Iterator[str]:
         """Yield the keys of all complete products of a kind."""
-        for done in sorted((self.root / kind).glob(f"*/*/{DONE}")):
+        for done in sorted((self.root / kind).glob(f"*/[!.]*/{DONE}")):  # a draft's name starts with a dot
             yield done.parent.name

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, final
 
 import typer
+from typer.core import TyperGroup
 
 from saebench_core._version import __version__
 from saebench_core.cli import plugin_commands, read_commands, run_commands, write_commands
@@ -14,7 +15,25 @@ from saebench_core.errors import InputError, SaebenchError
 
 __all__ = ["app", "main"]
 
+
+@final
+class _Group(TyperGroup):
+    """Ends as the shell expects; Typer would make 130 of every interruption, and 1 of a closed pipe."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interruption:
+            typer.echo("interrupted; run the same command again to go on", err=True)
+            raise SystemExit(143 if type(interruption).__name__ == "Interruption" else 130) from None
+        except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+
+
 app: Final = typer.Typer(
+    cls=_Group,
     name="saebench",
     help="Train and score every sparse autoencoder beside its random twins, and say what learning earned.",
     no_args_is_help=True,
@@ -52,17 +71,17 @@ def common(
 
 def main() -> None:
     """Run the command line; bad input is told in plain lines, never as a traceback."""
+    # Threads that wait by spinning slow each other down several times over as soon as a core is shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt as interruption:
-        stopped = type(interruption).__name__ == "Interruption"
-        typer.echo("interrupted; run the same command again to go on", err=True)
-        sys.exit(143 if stopped else 130)
     except SaebenchError as error:
         lines = error.problems if isinstance(error, InputError) else str(error).splitlines()
         for line in lines:
             typer.echo(line, err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:  # such as a full or read-only disk
+        if error.filename is None:
+            raise
+        typer.echo(f"{error.filename}: {error.strerror}", err=True)
+        sys.exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,5 +51,5 @@ def opened(
     """Open a registry with the options of a command."""
     from saebench_core.api import open_registry
 
-    chosen = [part for option in only or [] for part in option.split(",")]
+    chosen = [part for option in only or [] for part in re.split(r",(?![^\[]*\])", option)]  # names may be x[a=1,b=2]
     return open_registry(registry, workdir, overrides=settings or [], only=chosen, device=device)

@@ -70,10 +70,6 @@ class LineListener(Listener):
         if error is not None:
             self._line(f"FAILED {task.label}: {error}")
 
-    def note(self, message: str) -> None:
-        """Print a note."""
-        self._line(message)
-
     def close(self) -> None:
         """Say how many scores were computed."""
         if self._scores:
@@ -129,10 +125,6 @@ class BarListener(Listener):
             self._bars.advance(self._tasks)
         if error is not None:
             self._bars.console.print(f"FAILED {task.label}: {error}", markup=False, style="red")
-
-    def note(self, message: str) -> None:
-        """Print a note above the bars."""
-        self._bars.console.print(message, markup=False)
 
     def close(self) -> None:
         """Take the bars away."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, CommentedSet, TaggedScalar
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from saebench_core.errors import InputError, nearest
 
@@ -20,6 +23,7 @@ Location = Sequence[int | str]
 
 _LARGEST_FILE: Final = 1 << 20
 _MOST_NODES: Final = 100_000
+_DEEPEST: Final = 50
 
 
 @final
@@ -39,7 +43,7 @@ class Document:
         self._overridden: dict[tuple[int | str, ...], str] = {}
         for override in overrides:
             self._apply(override)
-        self.data: dict[str, Any] = _plain(self._tree, label, [0])
+        self.data: dict[str, Any] = _Reading(self.where).plain(self._tree)
 
     @classmethod
     def read(cls, path: Path, overrides: Sequence[str] = ()) -> Document:
@@ -85,8 +89,10 @@ class Document:
             raise InputError(f"{label}: expected KEY=VALUE, such as training.steps=100")
         try:
             parsed = YAML(typ="rt").load(value) if value else None
-        except YAMLError as error:
-            raise InputError(f"{label}: the value is no YAML: {error}") from error
+        except (YAMLError, RecursionError) as error:
+            reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+            raise InputError(f"{label}: the value is no YAML: {reason}") from error
+        _Reading(lambda _: f"{label}:").plain(parsed)
         node: Any = self._tree
         location: list[int | str] = []
         parts = path.split(".")
@@ -94,6 +100,7 @@ class Document:
             key = _step(node, part, label)
             if isinstance(node, CommentedMap) and key not in node:
                 node[key] = CommentedMap()
+                self._overridden[(*location, key)] = label
             location.append(key)
             node = node[key]
         last = _step(node, parts[-1], label)
@@ -112,6 +119,12 @@ def _parse(label: str, text: str) -> CommentedMap:
         mark = error.problem_mark or error.context_mark
         place = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
         raise InputError(f"{place} not valid YAML: {error.problem or error.context}") from error
+    except ReaderError as error:
+        before = text[: error.position]
+        place = f"{label}:{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+        raise InputError(f"{place} not valid YAML: {error.reason}") from error
+    except RecursionError as error:
+        raise InputError(f"{label}:1:1 values are nested too deeply for a registry") from error
     except YAMLError as error:
         raise InputError(f"{label}:1:1 not valid YAML: {error}") from error
     if not isinstance(tree, CommentedMap):
@@ -139,31 +152,46 @@ def _step(node: Any, part: str, label: str) -> int | str:
     raise InputError(f"{label}: {part!r} {problem}; entries: {', '.join(known)}, numbers 0 to {len(node) - 1}")
 
 
-def _plain(node: Any, label: str, seen: list[int]) -> Any:
-    """Return plain Python data; refuse tags, and aliases that blow up."""
-    seen[0] += 1
-    if seen[0] > _MOST_NODES:
-        raise InputError(f"{label}:1:1 more than {_MOST_NODES} values once aliases are followed")
-    tag = getattr(node, "tag", None)
-    if isinstance(node, TaggedScalar) or (tag is not None and getattr(tag, "value", None)):
-        line = getattr(getattr(node, "lc", None), "line", None) or 0
-        raise InputError(f"{label}:{line + 1}:1 the tag {tag!s} is not allowed: a registry has plain values only")
-    if isinstance(node, CommentedMap):
-        return {_key(key, label): _plain(value, label, seen) for key, value in node.items()}
-    if isinstance(node, CommentedSeq):
-        return [_plain(item, label, seen) for item in node]
-    if isinstance(node, bool):
-        return bool(node)
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
+@final
+class _Reading:
+    """Makes plain Python data of a parsed tree; refuses tags, numbers that are none, and aliases that blow up."""
 
+    def __init__(self, where: Callable[[Location], str]) -> None:
+        self._where = where
+        self._seen = 0
 
-def _key(key: object, label: str) -> str:
-    if not isinstance(key, str):
-        raise InputError(f"{label}: the key {key!r} is no text")
-    return str(key)
+    def plain(self, node: Any, path: tuple[int | str, ...] = ()) -> Any:
+        """Return the data below a node."""
+        self._seen += 1
+        if self._seen > _MOST_NODES:
+            raise InputError(f"{self._where(())} more than {_MOST_NODES} values once aliases are followed")
+        if len(path) > _DEEPEST:
+            raise InputError(f"{self._where(path[:1])} values are nested too deeply for a registry")
+        tag = getattr(getattr(node, "tag", None), "value", None)
+        if isinstance(node, TaggedScalar | CommentedSet) or tag:
+            shown = tag or "!!set"
+            raise InputError(f"{self._where(path)} the tag {shown} is not allowed: a registry has plain values only")
+        if isinstance(node, CommentedMap):
+            return {self._key(key, path): self.plain(value, (*path, key)) for key, value in node.items()}
+        if isinstance(node, CommentedSeq):
+            return [self.plain(item, (*path, index)) for index, item in enumerate(node)]
+        return self._scalar(node, path)
+
+    def _scalar(self, node: Any, path: Location) -> Any:
+        if isinstance(node, bool | ScalarBoolean):
+            return bool(node)
+        if isinstance(node, float) and not math.isfinite(node):
+            shown = f" {dotted(path)}:" if path else ""
+            raise InputError(f"{self._where(path)}{shown} expected a finite number, got {float(node)}")
+        for kind in (int, float, str):
+            if isinstance(node, kind):
+                return kind(node)
+        return node
+
+    def _key(self, key: object, path: Location) -> str:
+        if not isinstance(key, str):
+            raise InputError(f"{self._where((*path, key))} the key {key!r} is no text")  # type: ignore[arg-type]
+        return str(key)
 
 
 def dotted(location: Iterable[int | str]) -> str:

@@ -17,7 +17,7 @@ from saebench_core.interfaces.backbone import Backbone, BackboneConfig, Backbone
 from saebench_core.interfaces.constraint import Constraint, ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
 from saebench_core.registry.cells import Cell, Entry, Registry, applies, matches
-from saebench_core.registry.document import Document, Location
+from saebench_core.registry.document import Document, Location, dotted
 from saebench_core.registry.model import LISTS, RegistryModel, entry_lists, validate
 from saebench_core.store import canonical_json
 from saebench_core.training.settings import TrainingSettings
@@ -237,8 +237,30 @@ class _Expansion:
         seen: dict[str, Cell] = {}
         for cell in active:
             if cell.cell_id in seen:
-                self.problem(("name",), f"two cells are the same: {seen[cell.cell_id].label} and {cell.label}")
-            seen[cell.cell_id] = cell
+                self._refuse_twice(seen[cell.cell_id], cell)
+            seen.setdefault(cell.cell_id, cell)
+
+    def _refuse_twice(self, first: Cell, second: Cell) -> None:
+        """Name what makes two cells the same: a second entry that equals a first, or a value given twice."""
+        for key in ("backbones", "architectures", "constraints"):
+            earlier, later = (getattr(cell, LISTS[key]) for cell in (first, second))
+            if earlier is not later:
+                index = self.entries[key].index(later)
+                self.problem(
+                    (key, index), f"{key}[{index}]: {later.name!r} gives the same cells as {earlier.name!r}; drop one"
+                )
+                return
+        backbone = self.entries["backbones"].index(second.backbone)
+        own = second.backbone.config.l0
+        lists: dict[Location, Sequence[Any]] = {
+            ("seeds",): self.model.seeds,
+            ("backbones", backbone, "l0") if own else ("l0",): own or self.model.l0,
+            ("backbones", backbone, "sites"): second.backbone.config.sites or (),
+        }
+        for location, values in lists.items():
+            for position, value in enumerate(values):
+                if value in values[:position]:
+                    self.problem((*location, position), f"{dotted(location)}: {value} is given twice")
 
 
 def _site_list(description: BackboneDescription) -> str:

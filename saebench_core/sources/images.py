@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import Field, field_validator
 
 from saebench_core.errors import InputError, MissingPackageError
 from saebench_core.interfaces.entry import Json, Model
-from saebench_core.sources.files import locate
+from saebench_core.sources.files import fingerprint, locate
 from saebench_core.sources.records import FUNCTION_PATTERN, call_function, check_column, function_digest
 from saebench_core.store import content_key, file_sha256
 
@@ -209,10 +208,8 @@ class DigitImages(_Images):
         return ImageSet(DIGITS, labels, lambda index: Image.fromarray(pixels[index]))
 
     def fingerprint(self) -> dict[str, Json]:
-        """Return a digest of the pixels."""
-        from sklearn.datasets import load_digits
-
-        return {"images": 1797, "sha256": hashlib.sha256(load_digits().images.tobytes()).hexdigest()}
+        """Return a digest of scikit-learn's data file, found without importing scikit-learn."""
+        return dict[str, Json](fingerprint("package:sklearn/datasets/data/digits.csv.gz"))
 
 
 class CallableImages(_Images):

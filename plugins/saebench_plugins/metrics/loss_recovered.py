@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -165,7 +165,7 @@ class LossRecovered(Metric):
             scores["top1"] = Score(losses.mean("right"), n)
         return Scored(scores, self._items(item, losses, prepared))
 
-    def _items(self, item: str, losses: _Losses, prepared: Prepared) -> dict[str, list[float]]:
+    def _items(self, item: str, losses: _Losses, prepared: Prepared) -> dict[str, list[Any]]:
         """Return a row for each item that has positions: its mean losses in nats."""
         there = losses.positions > 0
         positions = losses.positions[there]

@@ -1,0 +1,282 @@
+"""Pages that are made from the installed plugins when the documentation is built, so that they cannot go stale.
+
+The functions return Markdown and know nothing of Sphinx; `CatalogTable` puts it into a page::
+
+    ```{catalog} scores
+    ```
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+
+from docutils import nodes
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from saebench_core import (
+    ArchitectureConfig,
+    BackboneConfig,
+    ConstraintConfig,
+    Metric,
+    MetricConfig,
+    MetricSpec,
+    ScoreInfo,
+)
+from saebench_core.catalog import Catalog, Plugin, make_catalog
+from saebench_core.interfaces.entry import Kind
+from saebench_core.registry.model import ExcludeRule, RegistryModel, RuntimeSettings
+from saebench_core.report.words import FLAGS
+from saebench_core.tasks.collect import valid_null
+from saebench_core.training.settings import PRESETS, TrainingSettings
+
+__all__ = ["PAGES", "CatalogTable", "config_page", "flags_page", "plugins_page", "render", "scores_page", "setup"]
+
+KINDS: Final[tuple[Kind, ...]] = ("backbone", "architecture", "constraint", "metric")
+PLURALS: Final[Mapping[Kind, str]] = {kind: f"{kind}s" for kind in KINDS}
+_BASES: Final[Mapping[Kind, type[BaseModel]]] = {
+    "backbone": BackboneConfig,
+    "architecture": ArchitectureConfig,
+    "constraint": ConstraintConfig,
+    "metric": MetricConfig,
+}
+_EMPTY: Final = "-"
+_WORDS: Final[Mapping[Any, str]] = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Any: "mapping",
+}
+_BOUNDS: Final = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; bars inside cells are escaped."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def code(value: object) -> str:
+    """Return a value as code."""
+    return f"`{value}`"
+
+
+def shown(value: object) -> str:
+    """Return a default as one writes it in YAML; rounded to what people read."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, BaseModel):
+        return shown(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(shown, value)) + "]"
+    return str(value)
+
+
+def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """Return a type in the words of a registry's author."""
+    arguments = typing.get_args(annotation)
+    if metadata and type(None) in arguments:  # pydantic keeps the bounds beside the whole union
+        rest = [argument for argument in arguments if argument is not type(None)]
+        return " or ".join([*(type_text(argument, metadata) for argument in rest), "null"])
+    bounds = " and ".join(
+        f"{sign} {shown(getattr(bound, name))}"
+        for bound in metadata
+        for name, sign in _BOUNDS
+        if getattr(bound, name, None) is not None
+    )
+    return _type(annotation) + (f" {bounds}" if bounds else "")
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_text(arguments[0], arguments[1:])
+    if origin is typing.Literal:
+        return " or ".join(code(value) for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_type, arguments)))
+    if origin is tuple:
+        listed = arguments[:1] if arguments[-1] is Ellipsis else arguments
+        return f"list of {_type(listed[0])}"
+    if origin is not None:
+        return "mapping"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        tag = annotation.model_fields.get("type")
+        return f"mapping of type {code(_tag(annotation))}" if tag else "mapping"
+    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _tag(model: type[BaseModel]) -> str:
+    return str(typing.get_args(model.model_fields["type"].annotation)[0])
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and not typing.get_args(annotation):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _models(argument)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return code(shown(cast(Callable[[], object], field.default_factory)()))
+    return "required" if field.default is PydanticUndefined else code(shown(field.default))
+
+
+def fields_table(model: type[BaseModel], base: type[BaseModel] | None = None) -> str:
+    """Return a table of a configuration's keys: type, default, meaning; those that its base has alike are left out."""
+    known = base.model_fields if base is not None else {}
+    rows = [
+        [code(name), type_text(field.annotation, field.metadata), _default(field), field.description or _EMPTY]
+        for name, field in model.model_fields.items()
+        if name != "type" and (name not in known or known[name].default != field.default)
+    ]
+    return table(["key", "type", "default", "meaning"], rows) if rows else "No keys of its own."
+
+
+def _nested(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        for inner in _models(field.annotation):
+            yield name, inner
+            yield from _nested(inner)
+
+
+def _summary(model: type[BaseModel]) -> str:
+    return (model.__doc__ or "").strip().splitlines()[0].replace("`", "``").replace("````", "``")
+
+
+def config_page(catalog: Catalog, kind: Kind) -> str:
+    """Return, for every plugin of a kind, its summary, source and configuration keys with those of nested mappings."""
+    parts = [f"Every {kind} has, beside `type`, the keys", fields_table(_BASES[kind])]
+    for plugin in catalog.of_kind(kind):
+        model = plugin.spec.config
+        parts += [f"### `{plugin.name}`", f"{_sentence(plugin.spec.summary)} Source: {plugin.spec.source or _EMPTY}."]
+        parts.append(fields_table(model, _BASES[kind]))
+        for key, inner in _nested(model):
+            title = f"`{key}: {{type: {_tag(inner)}}}`" if "type" in inner.model_fields else f"`{key}`"
+            parts += [f"{title}: {_summary(inner)}", fields_table(inner)]
+    return "\n\n".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text.removesuffix('.')}."
+
+
+def plugins_page(catalog: Catalog) -> str:
+    """Return a table of all plugins by kind."""
+    rows = [[kind, code(plugin.name), plugin.spec.summary, plugin.spec.source] for kind, plugin in _all(catalog)]
+    return table(["kind", "name", "what it is", "source"], rows)
+
+
+def _all(catalog: Catalog) -> Iterator[tuple[Kind, Plugin]]:
+    for kind in KINDS:
+        yield from ((kind, plugin) for plugin in catalog.of_kind(kind))
+
+
+def _required(model: type[BaseModel]) -> dict[str, Any]:
+    given = {"d_sae": 1} if "d_sae" in model.model_fields else {}
+    return {"type": _tag(model), **given}
+
+
+def scores_of(plugin: Plugin) -> Mapping[str, ScoreInfo]:
+    """Return the scores of a metric as its default configuration declares them."""
+    spec = cast(MetricSpec, plugin.spec)
+    metric = cast(Metric, spec.build(spec.config.model_validate(_required(spec.config))))
+    return metric.scores()
+
+
+def _range(info: ScoreInfo) -> str:
+    low = "(-inf" if info.low is None else f"[{info.low:g}"
+    return f"{low}, inf)" if info.high is None else f"{low}, {info.high:g}]"
+
+
+def scores_page(catalog: Catalog) -> str:
+    """Return, for every metric, a table of its scores; a star marks those that tables show by default."""
+    parts = []
+    for plugin in catalog.of_kind("metric"):
+        scores = scores_of(plugin)
+        rows = [
+            [code(f"{plugin.name}/{name}") + " \\*" * info.headline, _range(info), info.direction, info.unit, info.reads]
+            for name, info in scores.items()
+        ]
+        formulas = [f"- `{name}`: {code(info.formula)}. Source: {info.source}." for name, info in scores.items()]
+        parts += [f"### `{plugin.name}` scores", table(["score", "range", "better", "unit", "reads"], rows)]
+        parts.append("\n".join(formulas))
+    return "\n\n".join(parts)
+
+
+def nulls_page(catalog: Catalog) -> str:
+    """Return what each constraint holds random, and for which scores it is a valid null."""
+    rows = []
+    for plugin in catalog.of_kind("constraint"):
+        constraint = plugin.spec.build(plugin.spec.config.model_validate(_required(plugin.spec.config)))
+        answers = ["yes" if valid_null(constraint, reads) else "no" for reads in ("encoder", "decoder", "both")]
+        rows.append([code(plugin.name), ", ".join(sorted(constraint.randomises)) or "nothing", *answers])
+    return table(["constraint", "holds random", "null for encoder", "null for decoder", "null for both"], rows)
+
+
+def flags_page() -> str:
+    """Return what each flag says."""
+    return table(["flag", "what it says"], [[code(name), text] for name, text in FLAGS.items()])
+
+
+def presets_page() -> str:
+    """Return the named training settings."""
+    keys = list(dict.fromkeys(key for preset in PRESETS.values() for key in preset))
+    rows = [[code(name), *(shown(preset.get(key, "the default")) for key in keys)] for name, preset in PRESETS.items()]
+    return table(["preset", *map(code, keys)], rows)
+
+
+PAGES: Final[Mapping[str, Callable[[Catalog], str]]] = {
+    "plugins": plugins_page,
+    "scores": scores_page,
+    "nulls": nulls_page,
+    "flags": lambda _: flags_page(),
+    "registry": lambda _: fields_table(RegistryModel),
+    "training": lambda _: fields_table(TrainingSettings),
+    "presets": lambda _: presets_page(),
+    "runtime": lambda _: fields_table(RuntimeSettings),
+    "exclude": lambda _: fields_table(ExcludeRule),
+    **{PLURALS[kind]: lambda catalog, kind=kind: config_page(catalog, kind) for kind in KINDS},
+}
+"""What the directive's argument may be."""
+
+
+def render(page: str, catalog: Catalog) -> str:
+    """Return a page's Markdown."""
+    return PAGES[page](catalog)
+
+
+class CatalogTable(SphinxDirective):
+    """Puts one of `PAGES` in place of itself."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the parsed page."""
+        page = self.arguments[0]
+        if page not in PAGES:
+            raise self.error(f"no catalog page {page!r}; there are: {', '.join(PAGES)}")
+        return self.parse_text_to_nodes(render(page, make_catalog()), allow_section_headings=True)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Add the directive."""
+    app.add_directive("catalog", CatalogTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

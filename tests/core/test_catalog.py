@@ -1,0 +1,310 @@
+"""Plugins are found by entry points, checked, and told apart; one that is broken harms no other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from saebench_core.catalog import Catalog, PluginChoice, make_catalog
+from saebench_core.errors import InputError
+from tests.helpers.distributions import Site, architecture, metric
+
+ROOT = Path(__file__).parents[2]
+CORE_ARCHITECTURES = {"batch_topk", "jumprelu", "relu", "topk"}
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    made = Site(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(made.root))
+    monkeypatch.delenv("SAEBENCH_LOAD_PLUGINS", raising=False)
+    monkeypatch.delenv("SAEBENCH_BLOCK_PLUGINS", raising=False)
+    yield made
+    made.forget()
+
+
+def the_failure(catalog, distribution="broken-dist"):
+    found = [failure for failure in catalog.failures if failure.distribution == distribution]
+    assert len(found) == 1, catalog.failures
+    assert CORE_ARCHITECTURES <= set(catalog.names("architecture")), "the others are not harmed"
+    return found[0]
+
+
+def test_a_third_party_stands_beside_the_built_ins(site):
+    site.add("my-sae", {"my_sae": architecture("mine")}, version="2.3")
+    catalog = make_catalog()
+    plugin = catalog.get("architecture", "mine")
+    assert (plugin.distribution, plugin.version, plugin.spec.summary) == ("my-sae", "2.3", "a test's own")
+    assert plugin.identity() == {"distribution": "my-sae", "version": "2.3", "source": plugin.source_digest}
+    assert CORE_ARCHITECTURES <= set(catalog.names("architecture"))
+    assert catalog.failures == ()
+
+
+HOOK = "def register_architectures():"
+CASES = {
+    "broken import": ("import no_such_module_anywhere\n", "No module named 'no_such_module_anywhere'"),
+    "syntax error": ("def broken(:\n", "SyntaxError"),
+    "exit at import": ("import sys\nsys.exit(3)\n", "SystemExit: 3"),
+    "misspelt hook": (
+        architecture("mine").replace(HOOK, "def register_architecture():"),
+        "unknown hook 'register_architecture'; did you mean 'register_architectures'?",
+    ),
+    "argument with default": (
+        architecture("mine").replace(HOOK, "def register_architectures(extra=3):"),
+        "extra",
+    ),
+    "unknown argument": (
+        architecture("mine").replace(HOOK, "def register_architectures(extra):"),
+        "Argument(s) {'extra'} are declared in the hookimpl but can not be found in the hookspec",
+    ),
+    "raising hook": (architecture("mine").replace("return [Arch", "raise KeyError('oops')\n    ["), "KeyError: 'oops'"),
+    "no hook at all": ("VALUE = 3\n", "implements no hook; hooks: register_backbones"),
+    "no spec": (
+        architecture("mine").replace("return [ArchitectureSpec(", "return [dict("),
+        "expected a ArchitectureSpec, got dict",
+    ),
+    "spec of another kind": (
+        metric("mine").replace("def register_metrics", "def register_architectures"),
+        "expected a ArchitectureSpec, got MetricSpec",
+    ),
+    "config of another kind": (
+        architecture("mine")
+        .replace("    Architecture,", "    MetricConfig, Architecture,")
+        .replace("    return [Arch", "    spec = Arch")
+        .replace('own")]', 'own")\n    object.__setattr__(spec, "config", MetricConfig)\n    return [spec]'),
+        "ArchitectureSpec.config must be a subclass of ArchitectureConfig",
+    ),
+    "config that takes anything": (
+        architecture("mine").replace('    type: Lit', '    model_config = {"extra": "allow"}\n    type: Lit'),
+        "Config must keep extra='forbid' and frozen=True",
+    ),
+    "config that can change": (
+        architecture("mine").replace('    type: Lit', '    model_config = {"frozen": False}\n    type: Lit'),
+        "Config must keep extra='forbid' and frozen=True",
+    ),
+    "config without type": (
+        architecture("mine").replace('    type: Literal["mine"] = "mine"', '    other: int = 3'),
+        "Config needs a field `type: Literal",
+    ),
+    "bad name": (architecture("My-SAE"), "the name 'My-SAE' must be lower-case"),
+    "summary of two lines": (
+        architecture("mine").replace("a test's own", "one\\ntwo"),
+        "mine: the summary must be one line",
+    ),
+    "empty summary": (architecture("mine").replace("a test's own", ""), "mine: the summary must be one line"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_broken_plugin_is_reported_and_the_rest_works(site, case):
+    source, expected = CASES[case]
+    site.add("broken-dist", {f"broken_{list(CASES).index(case)}": source}, version="0.9")
+    site.add("good-dist", {"good_plugin": architecture("good")})
+    catalog = make_catalog()
+    failure = the_failure(catalog)
+    assert failure.plugin == "broken-dist:plugin"
+    assert failure.version == "0.9"
+    assert expected in failure.error
+    assert "\n" not in failure.error
+    assert "Traceback" in failure.details
+    assert "mine" not in catalog.names("architecture")
+    assert "good" in catalog.names("architecture")
+
+
+def test_an_entry_point_must_name_a_module(site):
+    site.add("broken-dist", {"named_object": architecture("mine")}, {"plugin": "named_object:Mine"})
+    assert "names a ABCMeta; it must name a module" in the_failure(make_catalog()).error
+
+
+def test_a_module_is_registered_once(site):
+    site.add("broken-dist", {"twice": architecture("mine")}, {"one": "twice", "two": "twice"})
+    catalog = make_catalog()
+    assert the_failure(catalog).plugin == "broken-dist:two"
+    assert "mine" in catalog.names("architecture")
+
+
+def test_one_module_may_offer_two_kinds(site):
+    both = architecture("mine") + metric("mine").replace("Config", "MetricsConfig").replace("MetricMetrics", "Metric")
+    site.add("my-sae", {"two_kinds": both.replace("(MetricsConfig)", "(MetricConfig)")})
+    catalog = make_catalog()
+    assert catalog.failures == ()
+    assert "mine" in catalog.names("architecture")
+    assert "mine" in catalog.names("metric")
+
+
+def test_the_name_of_a_built_in_is_refused_and_both_are_named(site):
+    site.add("broken-dist", {"duplicate_topk": architecture("topk")}, version="4.2")
+    catalog = make_catalog()
+    (failure,) = catalog.failures
+    assert failure.plugin == "architecture:topk"
+    assert "saebench-core" in failure.error
+    assert "broken-dist 4.2" in failure.error
+    assert "--no-plugin" in failure.error
+    assert "topk" not in catalog.names("architecture"), "neither wins silently"
+    with pytest.raises(InputError, match="broken-dist 4.2"):
+        catalog.get("architecture", "topk")
+    left_out = make_catalog(PluginChoice.from_environment(["broken-dist"]))
+    assert left_out.get("architecture", "topk").distribution == "saebench-core"
+
+
+def test_the_same_name_in_another_kind_is_no_duplicate(site):
+    site.add("my-metric", {"metric_called_topk": metric("topk")})
+    catalog = make_catalog()
+    assert catalog.failures == ()
+    assert catalog.get("metric", "topk").distribution == "my-metric"
+    assert catalog.get("architecture", "topk").distribution == "saebench-core"
+
+
+def origins(catalog: Catalog) -> set[str]:
+    return {plugin.distribution for plugin in catalog}
+
+
+@pytest.mark.parametrize(
+    ("variable", "loaded"),
+    [
+        ("", {"saebench-core"}),
+        ("one-dist", {"saebench-core", "one-dist"}),
+        (" one-dist , two-dist", {"saebench-core", "one-dist", "two-dist"}),
+        ("One_Dist", {"saebench-core", "one-dist"}),
+        ("two-dist:plugin", {"saebench-core", "two-dist"}),
+        ("two-dist:other", {"saebench-core"}),
+    ],
+)
+def test_allow_list(site, monkeypatch, variable, loaded):
+    for name in ("one", "two"):
+        site.add(f"{name}-dist", {f"allow_{name}": architecture(name)})
+    monkeypatch.setenv("SAEBENCH_LOAD_PLUGINS", variable)
+    catalog = make_catalog()
+    assert origins(catalog) == loaded
+    assert CORE_ARCHITECTURES <= set(catalog.names("architecture"))
+
+
+def test_a_distribution_that_is_not_admitted_is_not_even_imported(site, monkeypatch):
+    site.add("broken-dist", {"never_imported": "raise SystemError('imported')\n"})
+    monkeypatch.setenv("SAEBENCH_LOAD_PLUGINS", "")
+    assert make_catalog().failures == ()
+    monkeypatch.delenv("SAEBENCH_LOAD_PLUGINS")
+    assert "imported" in the_failure(make_catalog()).error
+
+
+@pytest.mark.parametrize("how", ["environment", "option", "both"])
+def test_block_list(site, monkeypatch, how):
+    for name in ("one", "two", "three"):
+        site.add(f"{name}-dist", {f"block_{name}": architecture(name)})
+    option = []
+    if how != "option":
+        monkeypatch.setenv("SAEBENCH_BLOCK_PLUGINS", "one-dist, TWO_dist" if how == "environment" else "one-dist")
+    if how != "environment":
+        option = ["two-dist:plugin"] + (["one-dist"] if how == "option" else [])
+    catalog = make_catalog(PluginChoice.from_environment(option))
+    assert origins(catalog) == {"saebench-core", "three-dist"}
+
+
+def test_the_cores_own_can_be_blocked(site):
+    catalog = make_catalog(PluginChoice(block=frozenset({"saebench-core:architecture-topk"})))
+    assert set(catalog.names("architecture")) == CORE_ARCHITECTURES - {"topk"}
+
+
+def test_nothing_installed_is_told():
+    catalog = make_catalog(PluginChoice(block=frozenset({"saebench-core"})))
+    assert list(catalog) == []
+    assert "no plugin is installed" in catalog.failures[0].error
+
+
+def test_order_is_sorted_whatever_the_order_of_installation(site):
+    for name in ("zebra", "ant", "mole"):
+        site.add(f"{name}-dist", {f"order_{name}": architecture(name)})
+    catalog = make_catalog()
+    names = catalog.names("architecture")
+    assert names == sorted(names)
+    assert [plugin.name for plugin in catalog.of_kind("architecture")] == names
+    kinds = [plugin.kind for plugin in catalog]
+    assert list(dict.fromkeys(kinds)) == ["backbone", "architecture", "constraint", "metric"]
+
+
+def test_an_unknown_name_gets_the_nearest_and_the_failures(site):
+    site.add("broken-dist", {"broken_for_message": "import no_such_module_anywhere\n"})
+    with pytest.raises(InputError) as caught:
+        make_catalog().get("architecture", "batch_topkk")
+    message = str(caught.value)
+    assert "no architecture is called 'batch_topkk'; did you mean 'batch_topk'?" in message
+    assert "broken-dist:plugin: ModuleNotFoundError" in message
+
+
+def test_source_digest_follows_the_plugin_and_what_it_imports_of_its_package(site):
+    main = "from digest_pkg import _used\nfrom ._relative import VALUE\nimport digest_pkg._plain\n"
+    modules = {
+        "digest_pkg.plugin": main + architecture("digested"),
+        "digest_pkg._used": "from digest_pkg._deep import VALUE\n",
+        "digest_pkg._deep": "VALUE = 1\n",
+        "digest_pkg._relative": "VALUE = 1\n",
+        "digest_pkg._plain": "VALUE = 1\n",
+        "digest_pkg._unused": "VALUE = 1\n",
+        "digest_pkg.__init__": "",
+    }
+    site.add("digest-dist", modules)
+
+    def digest():
+        return make_catalog().get("architecture", "digested").source_digest
+
+    first = digest()
+    assert digest() == first
+    seen = {first}
+    for name in ("plugin", "_used", "_deep", "_relative", "_plain", "__init__"):
+        path = site.root / "digest_pkg" / f"{name}.py"
+        before = path.read_text()
+        path.write_text(before + "# edited\n")
+        seen.add(digest())
+        path.write_text(before)
+    assert len(seen) == 7, "an edit of each file changes the digest"
+    assert digest() == first
+    (site.root / "digest_pkg" / "_unused.py").write_text("VALUE = 2\n")
+    assert digest() == first, "a module that the plugin does not import is not part of it"
+
+
+def test_every_plugin_file_has_one_entry_point_and_the_reverse():
+    root = ROOT / "plugins" / "saebench_plugins"
+    files = Counter(
+        ".".join(("saebench_plugins", *path.relative_to(root).with_suffix("").parts))
+        for path in root.rglob("*.py")
+        if not path.name.startswith("_")
+    )
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["saebench"]
+    assert Counter(declared.values()) == files
+    for name, value in declared.items():
+        kind, _, file = value.removeprefix("saebench_plugins.").partition(".")
+        assert name == f"{kind.removesuffix('s')}-{file.replace('_', '-')}"
+
+
+def test_built_ins_come_by_the_entry_points_that_are_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["saebench"]
+    installed = {point.name for point in entry_points(group="saebench") if point.dist.name == "saebench-core"}
+    assert installed == set(declared), "install the checkout again: pip install -e ."
+    catalog = make_catalog(PluginChoice(frozenset()))
+    assert catalog.failures == ()
+    assert {f"{plugin.kind}-{plugin.name.replace('_', '-')}" for plugin in catalog} == set(declared)
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_every_plugin_loads_no_heavy_library():
+    heavy = ["transformers", "open_clip", "timm", "mlflow", "sklearn", "gguf", "pandas", "pyarrow", "matplotlib"]
+    code = (
+        "import sys; from saebench_core.catalog import make_catalog, PluginChoice\n"
+        "catalog = make_catalog(PluginChoice(frozenset()))\n"
+        f"print(catalog.failures, len(list(catalog)) > 10, [name for name in {heavy} if name in sys.modules])"
+    )
+    assert run_python(code) == "() True []"
+
+
+def test_importing_package_and_command_line_leaves_torch_out():
+    code = "import sys, saebench_core, saebench_core.cli; print([n for n in ('torch', 'mlflow', 'numpy') if n in sys.modules])"
+    assert run_python(code) == "[]"

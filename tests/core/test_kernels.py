@@ -1,0 +1,227 @@
+"""Sparse products against dense ones: outputs and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from saebench_core import kernels
+from saebench_core.kernels import Codes, Selection, decode, encode_at, from_mask, select_batch_topk, select_row_topk
+from tests.helpers.training import generator, normal
+
+PATHS = {"sparse": 2.0, "dense": -1.0}
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 40))
+
+
+def on_path(name):
+    patch = pytest.MonkeyPatch.context()
+    entered = patch.__enter__()
+    entered.setattr(kernels, "DENSE_SHARE", PATHS[name])
+    return patch
+
+
+def draw_selection(rows, d_sae, density, seed):
+    return from_mask(torch.rand(rows, d_sae, generator=generator(seed)) < density)
+
+
+def close(found, wanted):
+    assert found.shape == wanted.shape
+    error = (found.double() - wanted).abs().max() if wanted.numel() else torch.tensor(0.0)
+    scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
+    assert error <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(0, 10**6))
+def test_encode_at_equals_a_dense_product(path, size, density, seed):
+    rows, d_in, d_sae = size
+    x = normal(rows, d_in, seed=seed)
+    selection = draw_selection(rows, d_sae, density, seed)
+    upstream = normal(selection.cols.numel(), seed=seed + 1)
+    inputs = [normal(d_in, seed=seed + 2), normal(d_in, d_sae, seed=seed + 3), normal(d_sae, seed=seed + 4)]
+
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    pre = ((x - inputs[0]) @ inputs[1] + inputs[2]).detach()
+    with on_path(path):
+        found = encode_at(x, *ours, pre, selection)
+        found.backward(upstream)
+
+    dense = [tensor.double().requires_grad_() for tensor in inputs]
+    wanted = ((x.double() - dense[0]) @ dense[1] + dense[2])[selection.rows, selection.cols]
+    wanted.backward(upstream.double())
+    close(found.detach(), wanted.detach())
+    for mine, other in zip(ours, dense, strict=True):
+        close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.sampled_from([0.0, 0.02, 0.3, 1.0]), st.integers(0, 10**6))
+def test_decode_equals_a_dense_product(path, size, density, seed):
+    rows, d_in, d_sae = size
+    selection = draw_selection(rows, d_sae, density, seed)
+    inputs = [normal(selection.cols.numel(), seed=seed + 1), normal(d_sae, d_in, seed=seed + 2)]
+    upstream = normal(rows, d_in, seed=seed + 3)
+
+    ours = [tensor.clone().requires_grad_() for tensor in inputs]
+    with on_path(path):
+        found = decode(*ours, selection)
+        found.backward(upstream)
+
+    dense = [tensor.double().requires_grad_() for tensor in inputs]
+    codes = torch.zeros(rows, d_sae, dtype=torch.float64).index_put((selection.rows, selection.cols), dense[0])
+    wanted = codes @ dense[1]
+    wanted.backward(upstream.double())
+    close(found.detach(), wanted.detach())
+    for mine, other in zip(ours, dense, strict=True):
+        close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_by_finite_differences(path):
+    selection = draw_selection(5, 11, 0.3, 0)
+    x = normal(5, 4, dtype=torch.float64)
+    shapes = ((4,), (4, 11), (11,))
+    centre, weight, bias = (normal(*s, seed=n, dtype=torch.float64).requires_grad_() for n, s in enumerate(shapes, 1))
+
+    def encode(centre, weight, bias):
+        return encode_at(x, centre, weight, bias, ((x - centre) @ weight + bias).detach(), selection)
+
+    values = normal(selection.cols.numel(), dtype=torch.float64).requires_grad_()
+    decoder = normal(11, 4, dtype=torch.float64).requires_grad_()
+    with on_path(path):
+        assert torch.autograd.gradcheck(encode, (centre, weight, bias))
+        assert torch.autograd.gradcheck(lambda v, w: decode(v, w, selection), (values, decoder))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_tensors_that_want_no_gradient_get_none(path):
+    selection = draw_selection(5, 11, 0.3, 0)
+    x, centre, weight = normal(5, 4), normal(4, seed=1), normal(4, 11, seed=2)
+    bias = normal(11, seed=3).requires_grad_()
+    with on_path(path):
+        found = encode_at(x, centre, weight, bias, ((x - centre) @ weight + bias).detach(), selection)
+        decode(found, normal(11, 4, seed=4), selection).sum().backward()
+    assert weight.grad is None
+    assert centre.grad is None
+    assert bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_long_selections_are_gathered_in_parts(path, monkeypatch):
+    selection = draw_selection(40, 50, 0.5, 0)
+    values, weight = normal(selection.cols.numel()).requires_grad_(), normal(50, 6, seed=1)
+    with on_path(path):
+        decode(values, weight, selection).square().sum().backward()
+        whole, values.grad = values.grad, None
+        monkeypatch.setattr(kernels, "_GATHER_ROWS", 17)
+        decode(values, weight, selection).square().sum().backward()
+    torch.testing.assert_close(values.grad, whole)
+
+
+def test_both_paths_are_taken_by_density(monkeypatch):
+    taken = []
+    scatter = Selection.scatter
+    monkeypatch.setattr(Selection, "scatter", lambda self, values: taken.append(self.density) or scatter(self, values))
+    thin, thick = draw_selection(50, 100, 0.02, 0), draw_selection(50, 100, 0.5, 0)
+    for selection in (thin, thick):
+        decode(normal(selection.cols.numel()), normal(100, 3), selection)
+    assert taken == [thick.density]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_repeated_calls_are_bit_equal(path):
+    selection = draw_selection(200, 300, 0.1, 0)
+    x, centre = normal(200, 16), normal(16, seed=1)
+    results = []
+    for _ in range(2):
+        leaves = [normal(16, 300, seed=2), normal(300, seed=3), normal(300, 16, seed=4)]
+        weight, bias, decoder = (tensor.requires_grad_() for tensor in leaves)
+        with on_path(path):
+            pre = ((x - centre) @ weight + bias).detach()
+            out = decode(torch.relu(encode_at(x, centre, weight, bias, pre, selection)), decoder, selection)
+            out.square().sum().backward()
+        results.append([out.detach(), *(tensor.grad for tensor in (weight, bias, decoder))])
+    assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.sampled_from([0.0, 0.1, 0.6]), st.integers(0, 10**6))
+def test_selection_views_agree_with_the_mask(size, density, seed):
+    rows, _, d_sae = size
+    selection = draw_selection(rows, d_sae, density, seed)
+    values = normal(selection.cols.numel(), seed=seed)
+    codes = Codes(selection, values)
+    dense = codes.to_dense()
+    assert torch.equal(dense != 0, from_mask(dense != 0).scatter(torch.ones(int((dense != 0).sum()))) > 0)
+    assert torch.equal(codes.l0(), (dense != 0).sum(1).float())
+    assert torch.equal(selection.fired(values), (dense > 0).any(0))
+    assert selection.density == selection.cols.numel() / (rows * d_sae)
+    order, bounds = selection.by_latent
+    assert bounds.tolist() == [0, *torch.bincount(selection.cols, minlength=d_sae).cumsum(0).tolist()]
+    assert torch.equal(selection.cols[order], selection.cols.sort().values)
+    starts = [int((selection.rows < row).sum()) for row in range(rows)]
+    assert selection.offsets.tolist() == starts
+
+
+def wanted_batch_topk(pre, n_keep):
+    positive = pre[pre > 0].sort(descending=True).values
+    if positive.numel() <= n_keep:
+        return pre > 0
+    return pre >= positive[n_keep - 1]
+
+
+def kept_mask(selection):
+    assert bool((selection.rows.diff() >= 0).all())
+    return selection.scatter(torch.ones(selection.cols.numel())) > 0
+
+
+@settings(deadline=None, max_examples=150)
+@given(sizes, st.integers(1, 60), st.sampled_from(["normal", "tied", "negative", "few positive", "all equal"]), st.data())
+def test_batch_topk_equals_an_exact_sort(size, n_keep, kind, data):
+    rows, _, d_sae = size
+    pre = normal(rows, d_sae, seed=data.draw(st.integers(0, 10**6)))
+    if kind == "tied":
+        pre = (pre * 2).round() / 2
+    elif kind == "negative":
+        pre = -pre.abs()
+    elif kind == "few positive":
+        pre = pre - 2
+    elif kind == "all equal":
+        pre = torch.ones_like(pre)
+    assert torch.equal(kept_mask(select_batch_topk(pre, n_keep)), wanted_batch_topk(pre, n_keep))
+
+
+@pytest.mark.parametrize("n_keep", [1, 300, 5_000, 60_000, 150_000, 10**6])
+@pytest.mark.parametrize("kind", ["normal", "tied", "large where sampled", "small where sampled"])
+def test_batch_topk_of_large_batches_equals_an_exact_sort(n_keep, kind):
+    pre = normal(300, 512)  # the lower bound comes from every second entry
+    if kind == "tied":
+        pre = (pre * 4).round() / 4
+    elif kind == "large where sampled":
+        pre = pre.abs()
+        pre[:, ::2] += 10
+    elif kind == "small where sampled":
+        pre = pre.abs()
+        pre[:, 1::2] += 10
+    assert torch.equal(kept_mask(select_batch_topk(pre, n_keep)), wanted_batch_topk(pre, n_keep))
+
+
+def test_batch_topk_of_nothing_keeps_nothing():
+    assert select_batch_topk(normal(3, 5), 0).cols.numel() == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.integers(1, 10), st.integers(0, 10**6))
+def test_row_topk_keeps_the_largest_of_each_row(size, k, seed):
+    rows, _, d_sae = size
+    assume(k <= d_sae)
+    pre = normal(rows, d_sae, seed=seed)
+    mask = kept_mask(select_row_topk(pre, k))
+    assert mask.sum(1).tolist() == [k] * rows
+    lowest_kept = torch.where(mask, pre, torch.inf).min(1).values
+    highest_left = torch.where(mask, -torch.inf, pre).max(1).values
+    assert bool((lowest_kept >= highest_left).all())

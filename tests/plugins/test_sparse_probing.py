@@ -1,0 +1,329 @@
+"""Sparse probing on texts whose classes are planted in single words."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from saebench_plugins.metrics._probing import Fit, Probe, draw_probe, fit_probe, mean_rows, pool_codes, store_rows
+from saebench_plugins.metrics.sparse_probing import SparseProbing, SparseProbingConfig
+
+from saebench_core import (
+    Backbone,
+    BackboneDescription,
+    InputError,
+    NotApplicable,
+    SparseAutoencoder,
+    Subject,
+    TokenBatch,
+    TopK,
+)
+from saebench_core.kernels import Selection
+from tests.helpers.contexts import FakeContext
+
+D_IN = 12
+NOISE = range(4, D_IN)
+
+
+class Plain(Backbone):
+    """Nothing but a backbone."""
+
+    def describe(self):
+        return BackboneDescription("other", {"s": D_IN})
+
+    def prepare(self, context):
+        pass
+
+    def rows_available(self, site, split):
+        return 0
+
+    def stream(self, site, split, start, rows):
+        return iter(())
+
+
+class WordModel(Plain):
+    """A word is a number, and its activation that unit vector; the first token is not kept."""
+
+    def __init__(self):
+        self.texts_read = []
+
+    def tokenise(self, texts, max_tokens):
+        self.texts_read.extend(texts)
+        ids = [[0, *map(int, text.split())][:max_tokens] for text in texts]
+        width = max(map(len, ids))
+        padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
+        real = torch.tensor([[place < len(row) for place in range(width)] for row in ids])
+        kept = real.clone()
+        kept[:, 0] = False
+        return TokenBatch(padded, real, kept)
+
+    def read(self, tokens, site):
+        return torch.eye(D_IN)[tokens.ids[tokens.kept]]
+
+    def sequences(self, split, start, count):
+        raise NotImplementedError
+
+    def logits(self, tokens, site, patch):
+        raise NotImplementedError
+
+
+class PictureModel(Plain):
+    """Images of three tokens; the class is the coordinate that is large."""
+
+    def __init__(self, sizes=None):
+        self.sizes = sizes or {"train": 90, "evaluation": 60}
+        draw = torch.Generator().manual_seed(0)
+        self.classes = {split: torch.arange(n) % 3 for split, n in self.sizes.items()}
+        self.pixels = {
+            split: torch.rand(len(labels), 1, 3, D_IN, generator=draw)
+            + 3 * torch.nn.functional.one_hot(labels, D_IN)[:, None, None]
+            for split, labels in self.classes.items()
+        }
+
+    def image_count(self, split):
+        return self.sizes[split]
+
+    def images(self, split, start, count):
+        return self.pixels[split][start : start + count]
+
+    def labels(self, split):
+        return self.classes[split]
+
+    def class_names(self):
+        return ["cat", "dog", "emu"]
+
+    def read_images(self, images, site):
+        return images[:, 0]
+
+    def zero_shot_logits(self, images, site, patch):
+        raise NotImplementedError
+
+
+def identity_sae(d_in=D_IN):
+    return SparseAutoencoder.start(torch.eye(d_in), torch.eye(d_in), torch.zeros(d_in), TopK(d_in), "none")
+
+
+def random_sae(seed=0, d_sae=30, k=4):
+    draw = torch.Generator().manual_seed(seed)
+    w_dec = torch.nn.functional.normalize(torch.randn(d_sae, D_IN, generator=draw), dim=1)
+    return SparseAutoencoder.start(w_dec.T.clone(), w_dec, torch.zeros(D_IN), TopK(k), "none")
+
+
+def write_table(path, rows):
+    lines = ["text,label", *(f"{text},{label}" for text, label in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def planted(tmp_path, classes=("a", "b", "c"), each=60, name="t"):
+    """Class number i has the word i+1 in every text, among noise."""
+    draw = random.Random(1)
+    rows = []
+    for number, label in enumerate(classes):
+        for _ in range(each):
+            words = [number + 1, *(draw.choice(NOISE) for _ in range(6))]
+            draw.shuffle(words)
+            rows.append((" ".join(map(str, words)), label))
+    return {"type": "csv", "path": write_table(tmp_path / f"{name}.csv", rows)}
+
+
+def metric_with(*tasks, **options):
+    settings = {"train_size": 80, "test_size": 40, **options}
+    return SparseProbing(SparseProbingConfig(tasks=tasks, **settings))
+
+
+def scored(metric, backbone, sae, tmp_path):
+    context = FakeContext(tmp_path / "store", backbone, "s")
+    prepared = metric.prepare(context)
+    return metric.score(Subject(sae, lambda: sae.w_dec), prepared, context), prepared
+
+
+def test_planted_latents_are_found(tmp_path):
+    result, prepared = scored(metric_with(planted(tmp_path)), WordModel(), identity_sae(), tmp_path)
+    assert result.scores["top1"].value == 1.0
+    assert result.scores["top5"].value == 1.0
+    assert prepared.ceilings == pytest.approx({"top1": 0.975, "top5": 0.975}, abs=0.026)
+    assert prepared.floors == dict.fromkeys(("top1", "top5", "top1_permuted", "top5_permuted"), 0.5)
+    assert result.items["label"] == ["a", "a", "b", "b", "c", "c"]
+    assert result.items["k"] == [1, 5] * 3
+    assert result.items["latent"] == [1, 1, 2, 2, 3, 3]
+    assert all(result.items["converged"])
+    assert len({len(column) for column in result.items.values()}) == 1
+
+
+def test_permuted_labels_are_near_chance(tmp_path):
+    metric = metric_with(planted(tmp_path, each=300), train_size=400, test_size=200)
+    result, _ = scored(metric, WordModel(), random_sae(), tmp_path)
+    for k in (1, 5):
+        assert result.scores[f"top{k}"].value > 0.6
+        assert abs(result.scores[f"top{k}_permuted"].value - 0.5) < 0.08
+        assert result.scores[f"top{k}"].n == 3 * 200  # a third of 300 texts, and as many of the other classes
+
+
+def test_equal_runs_are_equal(tmp_path):
+    runs = [scored(metric_with(planted(tmp_path)), WordModel(), random_sae(), tmp_path)[0] for _ in range(2)]
+    assert runs[0] == runs[1]
+    other = scored(metric_with(planted(tmp_path), seed=7), WordModel(), random_sae(), tmp_path)[0]
+    assert other.items["accuracy"] != runs[0].items["accuracy"]
+
+
+def test_means_are_over_classes_then_tasks(tmp_path):
+    tasks = planted(tmp_path), planted(tmp_path, classes=("x", "y"), name="two")
+    result, _ = scored(metric_with(*tasks, k=(2,)), WordModel(), random_sae(), tmp_path)
+    assert result.items["task"] == ["t", "t", "t", "two"]
+    assert result.items["label"] == ["a", "b", "c", "y"]
+    first, last = result.items["accuracy"][:3], result.items["accuracy"][3]
+    assert result.scores["top2"].value == pytest.approx((sum(first) / 3 + last) / 2)
+    assert set(result.scores) == {"top2", "top2_permuted"}
+
+
+def test_splits_are_balanced_and_share_no_text(tmp_path):
+    rows = [(f"1 {number % 8 + 4} {number % 5 + 4} {number % 3 + 4}", "a") for number in range(200)]
+    rows += [(f"2 {number % 8 + 4} {number % 7 + 4} {number % 3 + 4}", "b") for number in range(200)]
+    rows += rows[:50]
+    table = {"type": "csv", "path": write_table(tmp_path / "dup.csv", rows)}
+    backbone = WordModel()
+    _, prepared = scored(metric_with(table), backbone, identity_sae(), tmp_path)
+    assert len(set(backbone.texts_read)) == len(backbone.texts_read)
+    tensors = prepared.tensors
+    assert not set(tensors["0.train"].tolist()) & set(tensors["0.test"].tolist())
+    for part in ("train", "test"):
+        labels, items = tensors[f"0.{part}_labels"], tensors[f"0.{part}"].tolist()
+        assert labels.float().mean() == 0.5
+        assert [backbone.texts_read[item][0] == "2" for item in items] == labels.tolist()
+    assert sorted(tensors["0.permuted"].tolist()) == sorted(tensors["0.train_labels"].tolist())
+    assert not torch.equal(tensors["0.permuted"], tensors["0.train_labels"])
+
+
+def test_negatives_come_evenly_from_the_other_classes():
+    groups = {"a": list(range(10)), "b": list(range(10, 20)), "c": list(range(20, 22)), "d": list(range(30, 40))}
+    probe = draw_probe("t", "a", groups, groups, (12, 4), 0)
+    assert probe.train.tolist() == [0, 1, 2, 3, 4, 5, 10, 20, 30, 11, 21, 31]
+    assert probe.test.tolist() == [0, 1, 10, 20]
+    assert probe.train_labels.tolist() == [True] * 6 + [False] * 6
+    short = draw_probe("t", "c", groups, groups, (12, 4), 0)
+    assert short.train.tolist() == [20, 21, 0, 10]
+
+
+def test_ranking_by_hand():
+    """Four items; latent 2 differs by -0.5, latent 0 by 0.25, latent 1 not at all, latent 3 as latent 0."""
+    rows = torch.tensor([[0.5, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    pooled = pool_codes(identity_sae(4), rows, torch.arange(5))
+    labels = torch.tensor([True, True, False, False])
+    assert pooled.mean_difference(torch.arange(4), labels).tolist() == [0.25, 0.0, -0.5, 0.25]
+    assert pooled.ranked(torch.arange(4), labels, 3) == [2, 0, 3]
+    assert pooled.ranked(torch.tensor([0, 2]), torch.tensor([True, False]), 1) == [2]
+    assert torch.equal(pooled.columns([2, 0]), rows[:, [2, 0]].double())
+
+
+def test_pooling_equals_the_dense_mean_and_encodes_once(monkeypatch):
+    sae = random_sae(d_sae=50)
+    counts = [3, 0, 1, 40, 0, 7] * 30
+    rows = torch.randn(sum(counts), D_IN, generator=torch.Generator().manual_seed(0))
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    dense = sae.encode(rows).to_dense()
+    expected = torch.stack(
+        [part.mean(0) if len(part) else torch.zeros(50) for part in torch.split(dense, counts)]
+    ).double()
+    encoded = []
+    encode = SparseAutoencoder.encode
+    monkeypatch.setattr(SparseAutoencoder, "encode", lambda self, x: encoded.append(len(x)) or encode(self, x))
+    monkeypatch.setattr(Selection, "scatter", lambda *args: pytest.fail("rows x d_sae was made dense"))
+    pooled = pool_codes(sae, rows, offsets)
+    assert sum(encoded) == len(rows)
+    torch.testing.assert_close(pooled.columns(range(50)), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(mean_rows(rows, offsets)[3], rows[4:44].double().mean(0))
+
+
+def test_a_probe_that_does_not_converge_says_so():
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(60, 40, generator=draw, dtype=torch.float64) * torch.logspace(-4, 6, 40, dtype=torch.float64)
+    labels = torch.arange(60) % 2 == 0
+    probe = Probe("t", "a", torch.arange(40), labels[:40], labels[:40], torch.arange(40, 60), labels[40:])
+    fit = fit_probe(features, probe, probe.train_labels)
+    assert isinstance(fit, Fit)
+    assert not fit.converged
+
+
+def test_features_that_never_fire_give_chance():
+    labels = torch.arange(20) % 2 == 0
+    probe = Probe("t", "a", torch.arange(10), labels[:10], labels[:10], torch.arange(10, 20), labels[10:])
+    assert fit_probe(torch.zeros(20, 1, dtype=torch.float64), probe, labels[:10]) == Fit(0.5, True)
+
+
+def test_rows_are_stored_without_loss_unless_they_are_too_many():
+    exact = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    items = list(torch.split(exact, [3, 0, 7]))
+    rows, offsets = store_rows([items[:2], items[2:]])
+    assert torch.equal(rows, exact)
+    assert offsets.tolist() == [0, 3, 3, 10]
+    slim, _ = store_rows([[item.bfloat16().float() for item in items]])
+    assert slim.dtype == torch.bfloat16
+    assert torch.equal(slim, exact.bfloat16())
+    small, _ = store_rows([items[:1], items[2:]], limit=100)
+    assert small.dtype == torch.bfloat16
+
+
+def test_images_are_probed_class_by_class(tmp_path):
+    metric = SparseProbing(SparseProbingConfig(train_size=40, test_size=20))
+    result, prepared = scored(metric, PictureModel(), identity_sae(), tmp_path)
+    assert result.items["label"] == ["cat", "cat", "dog", "dog", "emu", "emu"]
+    assert result.items["latent"] == [0, 0, 1, 1, 2, 2]
+    assert result.scores["top1"].value == 1.0
+    assert result.scores["top1"].n == 60
+    assert prepared.tensors["offsets"].diff().unique().tolist() == [3]
+
+
+def test_positive_labels_and_rare_classes(tmp_path):
+    table = planted(tmp_path)
+    result, _ = scored(metric_with({**table, "positive": "b"}), WordModel(), identity_sae(), tmp_path)
+    assert set(result.items["label"]) == {"b"}
+    draw = random.Random(0)
+    rows = [(f"{draw.choice(NOISE)} {draw.choice(NOISE)} {number % 8 + 4} {number}", "rare") for number in range(4, 9)]
+    rows += [(f"1 {a} {b}", "x") for a in NOISE for b in NOISE] + [(f"2 {a} {b}", "y") for a in NOISE for b in NOISE]
+    path = write_table(tmp_path / "rare.csv", rows)
+    result, _ = scored(metric_with({"type": "csv", "path": path}), WordModel(), identity_sae(), tmp_path)
+    assert set(result.items["label"]) == {"x", "y"}
+    path = write_table(tmp_path / "tiny.csv", [("1 4", "x"), ("2 4", "y")])
+    with pytest.raises(InputError, match="no class has 10 items"):
+        scored(metric_with({"type": "csv", "path": path}), WordModel(), identity_sae(), tmp_path)
+
+
+def test_where_it_does_not_apply(tmp_path):
+    bare = SparseProbing(SparseProbingConfig())
+    assert "no labelled texts" in bare.applicable(WordModel()).reason
+    assert isinstance(bare.applicable(Plain()), NotApplicable)
+    assert bare.applicable(PictureModel()) is None
+    metric = metric_with(planted(tmp_path))
+    assert metric.applicable(WordModel()) is None
+    assert set(metric.fingerprint()) == {"t"}
+    assert list(metric.fingerprint()["t"]) == ["t.csv"]
+
+
+def test_configurations_that_cannot_be_right():
+    validate = TypeAdapter(SparseProbingConfig).validate_python
+    with pytest.raises(ValidationError, match="two tasks are called 'x'"):
+        validate({"tasks": [{"type": "csv", "path": "a/x.csv"}, {"type": "csv", "path": "b/x.csv.zst"}]})
+    with pytest.raises(ValidationError, match="a number twice"):
+        validate({"k": [1, 1]})
+
+
+def test_every_score_is_described(tmp_path):
+    metric = metric_with(planted(tmp_path), k=(1, 3))
+    result, _ = scored(metric, WordModel(), random_sae(), tmp_path)
+    infos = metric.scores()
+    assert set(infos) == set(result.scores) == {"top1", "top1_permuted", "top3", "top3_permuted"}
+    assert all(info.reads == "encoder" for info in infos.values())
+
+
+def test_importing_the_plugin_is_light():
+    code = (
+        "import sys, saebench_plugins.metrics.sparse_probing\n"
+        "heavy = {'transformers', 'gguf', 'datasets', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

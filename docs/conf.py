@@ -11,7 +11,7 @@ from saebench_core import __version__
 
 project = "saebench_core"
 author = "The saebench_core authors"
-copyright = author  # noqa: A001
+copyright = author
 release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "catalog_pages"]
@@ -23,10 +23,10 @@ html_theme = "furo"
 html_title = f"saebench_core {version}"
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
 
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False

@@ -187,10 +187,10 @@ class ShuffledRows:
     """
 
     def __init__(self, reader: RandomAccess, available: int | None, total: int, batch_size: int, seed: int) -> None:
-        if available is not None and available < batch_size:
-            raise InputError(f"the training split has {available} rows, less than one batch of {batch_size}")
-        self.reader = reader
         self.rows = total if available is None else min(available, total)
+        if self.rows < batch_size:
+            raise InputError(f"there are {self.rows} training rows, less than one batch of {batch_size}")
+        self.reader = reader
         self.total = total
         self.batch_size = batch_size
         self.seed = seed

@@ -251,8 +251,8 @@ def check_device(name: str) -> None:
     """
     import torch
 
-    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-    if name in there and not there[name]():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name, True):
         raise InputError(f"runtime.device: {name} is not available on this machine; use --device auto or cpu")
 
 

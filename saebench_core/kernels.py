@@ -21,7 +21,8 @@ __all__ = ["Codes", "Selection", "decode", "encode_at", "select_above", "select_
 DENSE_SHARE = 0.08
 """Share of selected entries above which dense products win (measured on 2 cores, see docs/architecture.md)."""
 
-_GATHER_ROWS = 1 << 14
+_SPARSE_DEVICES = frozenset({"cpu", "cuda"})
+_GATHER_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +47,19 @@ class Selection:
         return self.cols.numel() / max(1, self.n_rows * self.d_sae)
 
     @cached_property
+    def bounds(self) -> Int[Tensor, " bounds"]:
+        """First entry of each row and the number of all, ``(n_rows + 1,)``."""
+        return _bounds(self.rows, self.n_rows)
+
+    @property
     def offsets(self) -> Int[Tensor, " rows"]:
         """First entry of each row, ``(n_rows,)``."""
-        counts = torch.bincount(self.rows, minlength=self.n_rows)
-        return counts.cumsum(0) - counts
+        return self.bounds[:-1]
 
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " entries"], Int[Tensor, " bounds"]]:
         """Order of the entries sorted by latent, and the bounds of each latent, ``(d_sae + 1,)``."""
-        order = torch.argsort(self.cols, stable=True)
-        bounds = self.cols.new_zeros(self.d_sae + 1)
-        torch.cumsum(torch.bincount(self.cols, minlength=self.d_sae), 0, out=bounds[1:])
-        return order, bounds
+        return torch.argsort(self.cols, stable=True), _bounds(self.cols, self.d_sae)
 
     def fired(self, values: Float[Tensor, " entries"]) -> Bool[Tensor, " d_sae"]:
         """Latents that have a positive value somewhere in the batch."""
@@ -102,6 +104,13 @@ class Codes:
         return torch.bincount(selection.rows[self.values != 0], minlength=selection.n_rows).to(self.values.dtype)
 
 
+def _bounds(numbers: Tensor, count: int) -> Tensor:
+    """Return where each of ``count`` numbers begins in a sorted list, and the list's length."""
+    bounds = numbers.new_zeros(count + 1)
+    torch.cumsum(torch.bincount(numbers, minlength=count), 0, out=bounds[1:])
+    return bounds
+
+
 @lru_cache(maxsize=1)
 def _accept_csr() -> None:
     """Take torch's one-time notice that sparse CSR is in beta, so that users do not see it."""
@@ -141,6 +150,8 @@ def select_batch_topk(pre: Float[Tensor, "rows d_sae"], n_keep: int) -> Selectio
     A lower bound of the threshold comes from a sample; only entries above it are sorted.
     Ties at the threshold are all kept.
     """
+    if n_keep == 0:  # a k below 1/2 on a batch of one row
+        return from_mask(torch.zeros_like(pre, dtype=torch.bool))
     floor = _sampled_lower_bound(pre, n_keep)
     candidates = from_mask(pre > floor)
     values = pre[candidates.rows, candidates.cols]
@@ -226,9 +237,15 @@ def _sampled_product(left: Tensor, right: Tensor, selection: Selection) -> Tenso
     """Return ``(left @ right.T)`` at the selected entries."""
     if selection.density > DENSE_SHARE:
         return (left @ right.T)[selection.rows, selection.cols]
+    if left.device.type in _SPARSE_DEVICES:
+        zeros = left.new_zeros(selection.cols.numel())
+        pattern = _csr(selection.bounds, selection.cols, zeros, (selection.n_rows, selection.d_sae))
+        sampled: Tensor = torch.sparse.sampled_addmm(pattern, left, right.T, beta=0.0)
+        return sampled.values()
     out = left.new_empty(selection.cols.numel())
-    for start in range(0, out.numel(), _GATHER_ROWS):
-        part = slice(start, start + _GATHER_ROWS)
+    step = max(1, _GATHER_ELEMENTS // left.shape[1])  # small enough to stay in a cache
+    for start in range(0, out.numel(), step):
+        part = slice(start, start + step)
         torch.sum(left[selection.rows[part]] * right[selection.cols[part]], dim=1, out=out[part])
     return out
 

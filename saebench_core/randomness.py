@@ -24,5 +24,5 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
     """Return the hash of a tensor's dtype, shape and values in row-major order."""
     host = tensor.detach().to("cpu").contiguous()
     digest = hashlib.sha256(f"{host.dtype}{tuple(host.shape)}".encode())
-    digest.update(host.view(torch.uint8).numpy().data if host.numel() else b"")
+    digest.update(host.reshape(-1).view(torch.uint8).numpy().data if host.numel() else b"")
     return digest.hexdigest()

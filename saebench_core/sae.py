@@ -58,6 +58,8 @@ class SparseAutoencoder:
         self._check_shapes()
 
     def _check_shapes(self) -> None:
+        if self.tensors["W_enc"].ndim != 2:
+            raise InputError(f"W_enc has the shape {tuple(self.tensors['W_enc'].shape)}, expected (d_in, d_sae)")
         sizes = dict(zip(("d_in", "d_sae"), self.tensors["W_enc"].shape, strict=True))
         for name, info in self.info.items():
             shape = tuple(sizes[letter] for letter in info.shape)
@@ -231,13 +233,19 @@ class SparseAutoencoder:
             device: where to put the tensors.
 
         Raises:
-            InputError: if a file is missing, or the architecture needs a plugin's rule.
+            InputError: if a file is missing or damaged, or the architecture needs a plugin's rule.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         config = read_config(path)
-        tensors = load_file(path / WEIGHTS_FILE, device=device)
-        tensors["W_enc"] = tensors["W_enc"].T.contiguous().T
+        try:
+            stored = load_file(path / WEIGHTS_FILE, device=device)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: no SAE here: {WEIGHTS_FILE} cannot be read ({error})") from error
+        tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
+        if "W_enc" in tensors and tensors["W_enc"].ndim == 2:
+            tensors["W_enc"] = tensors["W_enc"].T.contiguous().T
         centring: Centring = "b_dec" if config.get("apply_b_dec_to_input", True) else "none"
         return cls(tensors, rule or inference_rule(config), centring)
 
@@ -261,7 +269,7 @@ def inference_rule(config: Mapping[str, Any]) -> Rule:
     """Return the rule of a saved configuration's architecture.
 
     Raises:
-        InputError: if the architecture is not one of the common ones.
+        InputError: if the architecture is not one of the common ones, or a key of it is missing.
     """
     architecture = config.get("architecture")
     if architecture == "standard":
@@ -269,5 +277,7 @@ def inference_rule(config: Mapping[str, Any]) -> Rule:
     if architecture == "jumprelu":
         return JumpReLU()
     if architecture == "topk":
+        if "k" not in config:
+            raise InputError("the configuration of a topk SAE needs the key 'k'")
         return TopK(int(config["k"]))
     raise InputError(f"architecture {architecture!r} needs a plugin's rule; known here: jumprelu, standard, topk")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 from docutils import nodes
@@ -24,7 +25,7 @@ from saebench_core import (
     ArchitectureConfig,
     BackboneConfig,
     ConstraintConfig,
-    Metric,
+    ConstraintSpec,
     MetricConfig,
     MetricSpec,
     ScoreInfo,
@@ -39,7 +40,6 @@ from saebench_core.training.settings import PRESETS, TrainingSettings
 __all__ = ["PAGES", "CatalogTable", "config_page", "flags_page", "plugins_page", "render", "scores_page", "setup"]
 
 KINDS: Final[tuple[Kind, ...]] = ("backbone", "architecture", "constraint", "metric")
-PLURALS: Final[Mapping[Kind, str]] = {kind: f"{kind}s" for kind in KINDS}
 _BASES: Final[Mapping[Kind, type[BaseModel]]] = {
     "backbone": BackboneConfig,
     "architecture": ArchitectureConfig,
@@ -161,7 +161,7 @@ def _summary(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().splitlines()[0].replace("`", "``").replace("````", "``")
 
 
-def config_page(catalog: Catalog, kind: Kind) -> str:
+def config_page(kind: Kind, catalog: Catalog) -> str:
     """Return, for every plugin of a kind, its summary, source and configuration keys with those of nested mappings."""
     parts = [f"Every {kind} has, beside `type`, the keys", fields_table(_BASES[kind])]
     for plugin in catalog.of_kind(kind):
@@ -197,8 +197,7 @@ def _required(model: type[BaseModel]) -> dict[str, Any]:
 def scores_of(plugin: Plugin) -> Mapping[str, ScoreInfo]:
     """Return the scores of a metric as its default configuration declares them."""
     spec = cast(MetricSpec, plugin.spec)
-    metric = cast(Metric, spec.build(spec.config.model_validate(_required(spec.config))))
-    return metric.scores()
+    return spec.build(spec.config.model_validate(_required(spec.config))).scores()
 
 
 def _range(info: ScoreInfo) -> str:
@@ -212,7 +211,13 @@ def scores_page(catalog: Catalog) -> str:
     for plugin in catalog.of_kind("metric"):
         scores = scores_of(plugin)
         rows = [
-            [code(f"{plugin.name}/{name}") + " \\*" * info.headline, _range(info), info.direction, info.unit, info.reads]
+            [
+                code(f"{plugin.name}/{name}") + " \\*" * info.headline,
+                _range(info),
+                info.direction,
+                info.unit,
+                info.reads,
+            ]
             for name, info in scores.items()
         ]
         formulas = [f"- `{name}`: {code(info.formula)}. Source: {info.source}." for name, info in scores.items()]
@@ -225,7 +230,8 @@ def nulls_page(catalog: Catalog) -> str:
     """Return what each constraint holds random, and for which scores it is a valid null."""
     rows = []
     for plugin in catalog.of_kind("constraint"):
-        constraint = plugin.spec.build(plugin.spec.config.model_validate(_required(plugin.spec.config)))
+        spec = cast(ConstraintSpec, plugin.spec)
+        constraint = spec.build(spec.config.model_validate(_required(spec.config)))
         answers = ["yes" if valid_null(constraint, reads) else "no" for reads in ("encoder", "decoder", "both")]
         rows.append([code(plugin.name), ", ".join(sorted(constraint.randomises)) or "nothing", *answers])
     return table(["constraint", "holds random", "null for encoder", "null for decoder", "null for both"], rows)
@@ -253,7 +259,7 @@ PAGES: Final[Mapping[str, Callable[[Catalog], str]]] = {
     "presets": lambda _: presets_page(),
     "runtime": lambda _: fields_table(RuntimeSettings),
     "exclude": lambda _: fields_table(ExcludeRule),
-    **{PLURALS[kind]: lambda catalog, kind=kind: config_page(catalog, kind) for kind in KINDS},
+    **{f"{kind}s": partial(config_page, kind) for kind in KINDS},
 }
 """What the directive's argument may be."""
 

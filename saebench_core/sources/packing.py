@@ -44,7 +44,7 @@ class Packing:
         bos: token that begins every sequence, or None.
         eos: token between documents, or None.
         special: tokens whose positions are not kept.
-        skip_first: leading positions of a sequence that are not kept, whatever their tokens.
+        skip_first: leading ordinary tokens of a sequence that are not kept either.
     """
 
     length: int
@@ -55,7 +55,7 @@ class Packing:
 
     def kept(self, ids: Sequence[int]) -> int:
         """Return how many positions of one sequence are kept."""
-        return sum(token not in self.special for token in ids[self.skip_first :])
+        return max(0, sum(token not in self.special for token in ids) - self.skip_first)
 
 
 @dataclass

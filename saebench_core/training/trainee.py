@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -99,7 +100,7 @@ class Trainee:
             number: step, counted from 0.
 
         Raises:
-            TrainingDivergedError: if the loss is not finite.
+            TrainingDivergedError: if the loss or its gradient is not finite.
         """
         if self._optimiser is None:
             return
@@ -112,6 +113,8 @@ class Trainee:
         if not torch.isfinite(loss.detach()):
             raise TrainingDivergedError(f"the loss became {total} at step {number}; try a smaller learning rate")
         grad_norm = self._shape_gradients()
+        if not math.isfinite(grad_norm):  # a step with it would spoil every tensor, and no later loss may tell
+            raise TrainingDivergedError(f"the gradient became {grad_norm} at step {number}; try a smaller learning rate")
         for group in self._optimiser.param_groups:
             group["lr"] = self.settings.lr * self.settings.lr_factor(number)
         self._optimiser.step()

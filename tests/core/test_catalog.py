@@ -32,7 +32,7 @@ def site(tmp_path, monkeypatch):
 def the_failure(catalog, distribution="broken-dist"):
     found = [failure for failure in catalog.failures if failure.distribution == distribution]
     assert len(found) == 1, catalog.failures
-    assert CORE_ARCHITECTURES <= set(catalog.names("architecture")), "the others are not harmed"
+    assert set(catalog.names("architecture")) >= CORE_ARCHITECTURES, "the others are not harmed"
     return found[0]
 
 
@@ -42,7 +42,7 @@ def test_a_third_party_stands_beside_the_built_ins(site):
     plugin = catalog.get("architecture", "mine")
     assert (plugin.distribution, plugin.version, plugin.spec.summary) == ("my-sae", "2.3", "a test's own")
     assert plugin.identity() == {"distribution": "my-sae", "version": "2.3", "source": plugin.source_digest}
-    assert CORE_ARCHITECTURES <= set(catalog.names("architecture"))
+    assert set(catalog.names("architecture")) >= CORE_ARCHITECTURES
     assert catalog.failures == ()
 
 
@@ -147,7 +147,7 @@ def test_the_name_of_a_built_in_is_refused_and_both_are_named(site):
     assert "broken-dist 4.2" in failure.error
     assert "--no-plugin" in failure.error
     assert "topk" not in catalog.names("architecture"), "neither wins silently"
-    with pytest.raises(InputError, match="broken-dist 4.2"):
+    with pytest.raises(InputError, match=r"broken-dist 4\.2"):
         catalog.get("architecture", "topk")
     left_out = make_catalog(PluginChoice.from_environment(["broken-dist"]))
     assert left_out.get("architecture", "topk").distribution == "saebench-core"
@@ -182,7 +182,7 @@ def test_allow_list(site, monkeypatch, variable, loaded):
     monkeypatch.setenv("SAEBENCH_LOAD_PLUGINS", variable)
     catalog = make_catalog()
     assert origins(catalog) == loaded
-    assert CORE_ARCHITECTURES <= set(catalog.names("architecture"))
+    assert set(catalog.names("architecture")) >= CORE_ARCHITECTURES
 
 
 def test_a_distribution_that_is_not_admitted_is_not_even_imported(site, monkeypatch):
@@ -306,5 +306,6 @@ def test_importing_every_plugin_loads_no_heavy_library():
 
 
 def test_importing_package_and_command_line_leaves_torch_out():
-    code = "import sys, saebench_core, saebench_core.cli; print([n for n in ('torch', 'mlflow', 'numpy') if n in sys.modules])"
+    heavy = ["torch", "mlflow", "numpy", "pydantic"]
+    code = f"import sys, saebench_core, saebench_core.cli; print([n for n in {heavy} if n in sys.modules])"
     assert run_python(code) == "[]"

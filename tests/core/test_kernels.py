@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -15,11 +17,11 @@ PATHS = {"sparse": 2.0, "dense": -1.0}
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 40))
 
 
+@contextmanager
 def on_path(name):
-    patch = pytest.MonkeyPatch.context()
-    entered = patch.__enter__()
-    entered.setattr(kernels, "DENSE_SHARE", PATHS[name])
-    return patch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "DENSE_SHARE", PATHS[name])
+        yield
 
 
 def draw_selection(rows, d_sae, density, seed):
@@ -110,14 +112,14 @@ def test_tensors_that_want_no_gradient_get_none(path):
     assert bias.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_long_selections_are_gathered_in_parts(path, monkeypatch):
+def test_devices_without_sparse_products_gather_in_parts(monkeypatch):
     selection = draw_selection(40, 50, 0.5, 0)
     values, weight = normal(selection.cols.numel()).requires_grad_(), normal(50, 6, seed=1)
-    with on_path(path):
+    with on_path("sparse"):
         decode(values, weight, selection).square().sum().backward()
         whole, values.grad = values.grad, None
-        monkeypatch.setattr(kernels, "_GATHER_ROWS", 17)
+        monkeypatch.setattr(kernels, "_SPARSE_DEVICES", frozenset())
+        monkeypatch.setattr(kernels, "_GATHER_ELEMENTS", 17 * 6)
         decode(values, weight, selection).square().sum().backward()
     torch.testing.assert_close(values.grad, whole)
 

@@ -256,7 +256,7 @@ def test_packing_by_hand():
     a = ord("a")
     assert list(train.ids) == [1, a, a + 1, a + 2, 1, a + 3, 2, a + 4, 1, a + 5, 2, a + 6, 1, 2]
     assert train.lengths == [4, 4, 4, 2]
-    assert train.kept == [3, 2, 2, 0]
+    assert train.kept == [2, 1, 1, 0]
     assert not packed["evaluation"].ids
 
 

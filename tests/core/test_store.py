@@ -41,7 +41,7 @@ def build(folder):
 
 def remains(store):
     """What lies in the store beside complete products and locks."""
-    return [path for path in store.root.rglob("*.tmp")]
+    return list(store.root.rglob("*.tmp"))
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_done_is_written_last(store, monkeypatch):
     real = os.fsync
 
     def fsync(handle):
-        path = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        path = Path(f"/proc/self/fd/{handle}").readlink()
         draft = next((part for part in (path, *path.parents) if part.suffix == ".tmp"), None)
         done = draft is not None and (draft / DONE).exists()
         seen.append((path.name, done, store.path("train", KEY).exists()))

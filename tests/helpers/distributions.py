@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ARCHITECTURE = '''
+ARCHITECTURE = """
 from typing import Literal
 
 from saebench_core import (
@@ -30,9 +30,9 @@ class Mine(Architecture):
 @hookimpl
 def register_architectures():
     return [ArchitectureSpec(config=Config, build=Mine, summary="a test's own")]
-'''
+"""
 
-METRIC = '''
+METRIC = """
 from typing import Literal
 
 from saebench_core import Metric, MetricConfig, MetricSpec, Prepared, Score, ScoreInfo, Scored, hookimpl
@@ -62,7 +62,7 @@ class Mine(Metric):
 @hookimpl
 def register_metrics():
     return [MetricSpec(config=Config, build=Mine, summary="a test's own")]
-'''
+"""
 
 
 class Site:

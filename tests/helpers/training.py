@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -13,7 +13,7 @@ from saebench_core.activations import ShuffledRows
 from saebench_core.catalog import Catalog, make_catalog
 from saebench_core.interfaces.architecture import Shape
 from saebench_core.interfaces.backbone import ActivationBatch, Backbone, BackboneDescription
-from saebench_core.interfaces.constraint import BaseDraw, Statistics
+from saebench_core.interfaces.constraint import BaseDraw, Init, Statistics
 from saebench_core.randomness import named_generator
 from saebench_core.rules import Rule
 from saebench_core.sae import SparseAutoencoder
@@ -21,6 +21,7 @@ from saebench_core.training.settings import TrainingSettings
 from saebench_core.training.trainee import Trainee
 
 D_IN, D_SAE, BATCH, L0 = 12, 24, 64, 4.0
+CONSTRAINT_INITS = get_args(Init)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from saebench_core import InputError, Packing, TokenBatch
+from saebench_plugins.backbones._gguf_header import read_header
 
 __all__ = ["Sizes", "Tokens", "config_sizes", "convert_gguf", "decoder_layers", "gguf_sizes", "quiet", "randomise"]
 
@@ -56,7 +57,7 @@ class Tokens:
         ids = torch.full(real.shape, self.pad, dtype=torch.int64, device=device)
         ids[real] = flat.to(device, torch.int64)
         kept = real & ~torch.isin(ids, torch.tensor(sorted(self.packing.special), dtype=torch.int64, device=device))
-        kept[:, : self.packing.skip_first] = False
+        kept &= kept.cumsum(1) > self.packing.skip_first
         attention = real.clone()
         attention[:, 0] = True  # of an empty text too: attention over nothing is not a number
         return TokenBatch(ids, attention, kept)
@@ -89,17 +90,15 @@ def config_sizes(config: Any) -> Sizes:
 
 
 def gguf_sizes(file: Path) -> Sizes:
-    import gguf
-
     try:
-        reader = gguf.GGUFReader(file)
-        architecture = str(reader.fields["general.architecture"].contents())
-        layers = int(reader.fields[f"{architecture}.block_count"].contents())
-        width = int(reader.fields[f"{architecture}.embedding_length"].contents())
-        vocabulary = len(reader.fields["tokenizer.ggml.tokens"].data)
+        settings, elements = read_header(file)
+        architecture = settings["general.architecture"]
+        layers = int(settings[f"{architecture}.block_count"])
+        width = int(settings[f"{architecture}.embedding_length"])
+        vocabulary = int(settings["tokenizer.ggml.tokens"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{file.name} is no GGUF file of a language model ({error})") from error
-    return Sizes(layers, width, vocabulary, sum(int(tensor.n_elements) for tensor in reader.tensors))
+    return Sizes(layers, width, vocabulary, sum(elements.values()))
 
 
 def convert_gguf(file: Path, folder: Path, dtype: torch.dtype) -> None:

@@ -59,9 +59,9 @@ class HfLmConfig(BackboneConfig):
     """A causal language model. Sites are ``layers.N``: the residual stream after decoder layer N.
 
     Documents are joined by EOS and cut into sequences that begin with BOS. Special tokens are read by the model,
-    and their positions are no rows. Nor are the first positions of a sequence, where models park their attention:
-    in SmolLM2-135M after layer 15 the norm at BOS is 140 times the median, that of the token after it in one sequence
-    of fifty too, and no later one exceeds four times.
+    and their positions are no rows. Nor is the first ordinary token of a sequence: where models park their
+    attention, norms are enormous, and a few such rows outweigh all others. In SmolLM2-135M after layer 15 the norm at
+    BOS is 140 times the median; at the token after it too, in one sequence of fifty; no later token exceeds four times.
     """
 
     type: Literal["hf_lm"] = "hf_lm"
@@ -79,7 +79,7 @@ class HfLmConfig(BackboneConfig):
     )
     bos: bool = Field(True, description="Begin every sequence with BOS, if the tokenizer has one.")
     skip_first: int = Field(
-        2, ge=0, description="Leading positions of a sequence that are no rows: attention sinks with enormous norms."
+        1, ge=0, description="Leading ordinary tokens of a sequence that are no rows either: attention sinks."
     )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: every tensor redrawn from a normal with its mean and deviation."

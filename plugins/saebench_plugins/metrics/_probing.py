@@ -22,6 +22,7 @@ __all__ = [
     "Probe",
     "draw_probe",
     "fit_probe",
+    "fit_selected",
     "mean_over_tasks",
     "mean_rows",
     "pool_codes",
@@ -45,7 +46,7 @@ class Probe:
         label: class that is told from the rest.
         train: items that it learns from.
         train_labels: true for the class.
-        permuted: the same labels in random order, the control.
+        permuted: the same labels in several random orders, the control.
         test: items that it is tested on.
         test_labels: true for the class.
     """
@@ -54,7 +55,7 @@ class Probe:
     label: str
     train: Int[Tensor, " train"]
     train_labels: Bool[Tensor, " train"]
-    permuted: Bool[Tensor, " train"]
+    permuted: Bool[Tensor, "orders train"]
     test: Int[Tensor, " test"]
     test_labels: Bool[Tensor, " test"]
 
@@ -66,6 +67,7 @@ def draw_probe(
     test: Groups,
     sizes: tuple[int, int],
     seed: int,
+    permutations: int,
 ) -> Probe:
     """Draw as many negatives as positives, the negatives evenly from the other classes (protocols 4.2).
 
@@ -76,12 +78,13 @@ def draw_probe(
         test: the same for the test; disjoint from ``train``.
         sizes: wanted sizes of train and test set; smaller where a class has fewer items.
         seed: seed of the permuted labels.
+        permutations: number of their orders.
     """
     train_items, train_labels = _balanced(train, label, sizes[0] // 2)
     test_items, test_labels = _balanced(test, label, sizes[1] // 2)
     generator = named_generator(seed, "sparse_probing permuted", task, label)
-    order = torch.randperm(len(train_labels), generator=generator, device="cpu")
-    return Probe(task, label, train_items, train_labels, train_labels[order], test_items, test_labels)
+    orders = [torch.randperm(len(train_labels), generator=generator, device="cpu") for _ in range(permutations)]
+    return Probe(task, label, train_items, train_labels, train_labels[torch.stack(orders)], test_items, test_labels)
 
 
 def _balanced(groups: Groups, label: str, wanted: int) -> tuple[Tensor, Tensor]:
@@ -169,9 +172,7 @@ def _mean_codes(sae: SparseAutoencoder, rows: Tensor, counts: Tensor) -> tuple[T
     return items, latents, means[items, latents]
 
 
-def store_rows(
-    batches: Iterable[Sequence[Float[Tensor, "_ d_in"]]], limit: int = _FP32_BYTES
-) -> tuple[Tensor, Tensor]:
+def store_rows(batches: Iterable[Sequence[Float[Tensor, "_ d_in"]]], limit: int = _FP32_BYTES) -> tuple[Tensor, Tensor]:
     """Return the rows of all items end to end, on the CPU, and the offsets of the items.
 
     Rows that a bf16 model computed are kept in bf16, which loses nothing. Others are kept in fp32, and rounded to
@@ -215,7 +216,7 @@ def fit_probe(features: Float[Tensor, "items k"], probe: Probe, labels: Bool[Ten
     Args:
         features: features of all items.
         probe: which items train and test.
-        labels: labels to train with: the probe's own, or its permuted ones.
+        labels: labels to train with: the probe's own, or one order of its permuted ones.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -226,6 +227,14 @@ def fit_probe(features: Float[Tensor, "items k"], probe: Probe, labels: Bool[Ten
         model.fit(features[probe.train].numpy(), labels.numpy())
     right = model.predict(features[probe.test].numpy()) == probe.test_labels.numpy()
     return Fit(float(right.mean()), bool(model.n_iter_.max() < model.max_iter))
+
+
+def fit_selected(
+    pooled: Pooled, probe: Probe, labels: Bool[Tensor, " train"], k: Sequence[int]
+) -> tuple[list[Fit], int]:
+    """Select latents by these labels, and fit a probe for each number of them; also return the first latent."""
+    rank = pooled.ranked(probe.train, labels, max(k))
+    return [fit_probe(pooled.columns(rank[:count]), probe, labels) for count in k], rank[0]
 
 
 def mean_over_tasks(probes: Sequence[Probe], values: Sequence[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Final, Literal, TypeVar
 
 import torch
@@ -36,6 +37,7 @@ from saebench_plugins.metrics._probing import (
     Probe,
     draw_probe,
     fit_probe,
+    fit_selected,
     mean_over_tasks,
     mean_rows,
     pool_codes,
@@ -64,6 +66,9 @@ class SparseProbingConfig(MetricConfig):
     train_size: int = Field(4000, ge=4, description="Training items of a probe, half of them positive.")
     test_size: int = Field(1000, ge=2, description="Test items of a probe, half of them positive.")
     max_tokens: PositiveInt = Field(128, description="Tokens of a text that are read.")
+    permutations: PositiveInt = Field(
+        5, description="Orders of the permuted labels; chance may select a telling latent with either sign."
+    )
     seed: int = Field(42, description="Seed of the samples and of the permuted labels.")
 
     @model_validator(mode="after")
@@ -102,7 +107,13 @@ class SparseProbing(Metric):
             formula = fit.format(k)
             names[f"top{k}"] = ScoreInfo("higher", "share", 0.0, 1.0, "encoder", formula, source, headline=True)
             names[f"top{k}_permuted"] = ScoreInfo(
-                "none", "share", 0.0, 1.0, "encoder", f"{formula}, its labels permuted: what chance selects", source
+                "none",
+                "share",
+                0.0,
+                1.0,
+                "encoder",
+                f"{formula}, its labels permuted: what chance selects, mean over orders",
+                source,
             )
         return names
 
@@ -159,14 +170,12 @@ class SparseProbing(Metric):
         names = ("task", "label", "k", "accuracy", "permuted", "latent", "converged")
         rows: list[tuple[Any, ...]] = []
         for number, probe in enumerate(probes):
-            both = (probe.train_labels, probe.permuted)
-            ranks = [pooled.ranked(probe.train, labels, max(self.config.k)) for labels in both]
-            for k in self.config.k:
-                true, control = (
-                    fit_probe(pooled.columns(rank[:k]), probe, labels) for rank, labels in zip(ranks, both, strict=True)
-                )
-                converged = true.converged and control.converged
-                rows.append((probe.task, probe.label, k, true.accuracy, control.accuracy, ranks[0][0], converged))
+            fits, latent = fit_selected(pooled, probe, probe.train_labels, self.config.k)
+            controls = [fit_selected(pooled, probe, labels, self.config.k)[0] for labels in probe.permuted]
+            for k, fit, control in zip(self.config.k, fits, zip(*controls, strict=True), strict=True):
+                permuted = fmean(other.accuracy for other in control)
+                converged = all(other.converged for other in (fit, *control))
+                rows.append((probe.task, probe.label, k, fit.accuracy, permuted, latent, converged))
             context.progress("sparse_probing", number + 1, len(probes))
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
         return Scored(self._means(probes, columns), columns)
@@ -182,7 +191,7 @@ class SparseProbing(Metric):
 
     def _draw(self, task: _Task, label: str) -> Probe:
         sizes = (self.config.train_size, self.config.test_size)
-        return draw_probe(task.title, label, task.train, task.test, sizes, self.config.seed)
+        return draw_probe(task.title, label, task.train, task.test, sizes, self.config.seed, self.config.permutations)
 
     def _inputs(self, context: MetricContext) -> tuple[list[_Task], list[int], Reader]:
         """Return the tasks, the length of every item, and what reads items."""

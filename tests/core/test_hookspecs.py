@@ -1,0 +1,58 @@
+"""The hooks are documented, and can grow: an implementation may take fewer arguments than its hook."""
+
+from __future__ import annotations
+
+import inspect
+
+import pluggy
+import pytest
+
+from saebench_core import hookspecs
+
+HOOKS = [name for name in hookspecs.__all__ if name.startswith("register_")]
+
+
+def test_there_are_four():
+    specified = {name for name, value in vars(hookspecs).items() if hasattr(value, "saebench_spec")}
+    assert specified == set(HOOKS) == {f"register_{kind}s" for kind in KINDS}
+
+
+KINDS = ("backbone", "architecture", "constraint", "metric")
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_a_docstring_is_the_contract(name):
+    function = getattr(hookspecs, name)
+    text = inspect.getdoc(function)
+    kind = name.removeprefix("register_").removesuffix("s")
+    assert "Returns:\n" in text
+    assert f"{kind.capitalize()}Spec" in text
+    assert "Since version 0.1." in text
+    assert function.__annotations__["return"] == f"Sequence[{kind.capitalize()}Spec]"
+
+
+def test_an_implementation_may_take_fewer_arguments():
+    """A hook that gains an argument keeps the plugins that were written before."""
+    mark, implement = pluggy.HookspecMarker(hookspecs.PROJECT), hookspecs.hookimpl
+
+    class Grown:
+        @mark
+        def register_metrics(self, context):
+            """Gain an argument."""
+
+    class Old:
+        @implement
+        def register_metrics(self):
+            return ["old"]
+
+    class New:
+        @implement
+        def register_metrics(self, context):
+            return [context]
+
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(Grown)
+    manager.register(Old())
+    manager.register(New())
+    manager.check_pending()
+    assert sorted(manager.hook.register_metrics(context="new")) == [["new"], ["old"]]

@@ -1,0 +1,181 @@
+"""Loss terms against hand numbers and slow references."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saebench_core.kernels import from_mask
+from saebench_core.objectives import L1, AuxK, Objective, Reconstruction, Step, TargetL0, WeightedTerm
+from saebench_core.rules import BatchTopK, JumpReLU, ReLU
+from tests.helpers.training import D_IN, D_SAE, normal, random_sae
+
+
+def number(loss):
+    return float(loss.detach())
+
+
+def hand_step(rule=None, **changes):
+    """Two rows, two dimensions, three latents; the first row has codes (1, 0, 2), the second (0, 3, 0)."""
+    rule = rule or ReLU()
+    w_dec = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]).requires_grad_()
+    values = torch.tensor([1.0, 2.0, 3.0]).requires_grad_()
+    target = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    fields = {
+        "x": target,
+        "centred": target,
+        "target": target,
+        "tensors": {"W_dec": w_dec, "threshold": torch.full((3,), 1.5).requires_grad_()},
+        "rule": rule,
+        "selection": from_mask(torch.tensor([[True, False, True], [False, True, False]])),
+        "pre": values,
+        "values": values,
+        "reconstruction": torch.tensor([[0.0, 4.0], [3.0, 4.0]]).requires_grad_(),
+        "dead": torch.zeros(3, dtype=torch.bool),
+    }
+    return Step(**(fields | changes))
+
+
+def test_reconstruction_is_summed_over_dimensions_and_averaged_over_rows():
+    step = hand_step()
+    loss = Reconstruction().loss(step)
+    assert number(loss) == (1 + 4 + 0 + 1) / 2
+    loss.backward()
+    assert step.reconstruction.grad.tolist() == [[-1, 2], [0, -1]]  # 2 (x_hat - x) / rows
+
+
+def test_l1_is_summed_over_latents_and_averaged_over_rows():
+    step = hand_step()
+    loss = L1().loss(step)
+    assert number(loss) == (1 + 2 + 3) / 2
+    loss.backward()
+    assert step.values.grad.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_norm_weighted_l1_counts_decoder_norms():
+    assert number(L1(norm_weighted=True).loss(hand_step())) == (1 * 1 + 2 * 5 + 3 * 2) / 2
+
+
+def test_target_l0_is_the_squared_relative_miss():
+    step = hand_step(JumpReLU(bandwidth=1.5))
+    # two of the three entries are above 1.5, so the mean L0 is 1; 1.0 and 2.0 are within 0.75 of the threshold
+    loss = TargetL0(4.0).loss(step)
+    assert number(loss) == pytest.approx((1 / 4 - 1) ** 2)
+    loss.backward()
+    slope = 2 * (1 / 4 - 1) / 4 / 2  # d loss / d count
+    assert step.tensors["threshold"].grad.tolist() == pytest.approx([-slope / 1.5, 0, -slope / 1.5])
+    assert step.values.grad is None
+
+
+def test_target_l0_is_zero_on_target():
+    assert number(TargetL0(1.0).loss(hand_step(JumpReLU(bandwidth=0.1)))) == 0
+
+
+def test_target_l0_refuses_a_rule_that_cannot_count():
+    with pytest.raises(TypeError, match="ReLU"):
+        TargetL0(1.0).loss(hand_step())
+
+
+def real_step(dead, rows=32):
+    sae = random_sae(BatchTopK(3.0))
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        sae.tensors[name].requires_grad_()
+    x = normal(rows, D_IN, seed=21)
+    mask = torch.zeros(D_SAE, dtype=torch.bool)
+    mask[dead] = True
+    return sae, sae.training_step(x, x, mask)
+
+
+def slow_aux(sae, step, dead):
+    """dictionary_learning's get_auxiliary_loss, row by row, in fp64."""
+    w_enc, b_enc, w_dec = (
+        sae.tensors[name].detach().double().requires_grad_() for name in ("W_enc", "b_enc", "W_dec")
+    )
+    centred = step.centred.double()
+    residual = step.residual.detach().double()
+    k = min(D_IN // 2, len(dead))
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(step.n_rows):
+        pre = torch.stack([torch.relu(centred[row] @ w_enc[:, latent] + b_enc[latent]) for latent in dead])
+        best = sorted(range(len(dead)), key=lambda place: -number(pre[place]))[:k]
+        back = sum(pre[place] * w_dec[dead[place]] for place in best)
+        total = total + (residual[row] - back).square().sum()
+    loss = total / (residual - residual.mean(0)).square().sum()
+    loss.backward()
+    return loss.detach(), {"W_enc": w_enc.grad, "b_enc": b_enc.grad, "W_dec": w_dec.grad}
+
+
+@pytest.mark.parametrize("dead", [[2], [0, 5, 7], list(range(3, 20))], ids=len)
+def test_aux_k_equals_a_slow_reference(dead):
+    sae, step = real_step(dead)
+    loss = AuxK().loss(step)
+    loss.backward()
+    wanted, gradients = slow_aux(sae, step, dead)
+    torch.testing.assert_close(loss.detach().double(), wanted, rtol=1e-5, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(sae.tensors[name].grad.double(), gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_aux_k_moves_dead_latents_only():
+    dead = [0, 5, 7]
+    sae, step = real_step(dead)
+    AuxK().loss(step).backward()
+    alive = [latent for latent in range(D_SAE) if latent not in dead]
+    assert float(sae.w_enc.grad[:, alive].abs().sum()) == 0
+    assert float(sae.w_dec.grad[alive].abs().sum()) == 0
+    assert float(sae.w_dec.grad[dead].abs().sum()) > 0
+    assert sae.tensors["b_dec"].grad is None
+
+
+def test_aux_k_is_zero_where_nothing_is_dead():
+    _, step = real_step([])
+    assert number(AuxK().loss(step)) == 0
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5])
+def test_aux_k_is_zero_where_the_residual_does_not_vary(shift):
+    sae, step = real_step([1, 2])
+    target = step.reconstruction.detach() + shift
+    flat = Step(**{name: getattr(step, name) for name in Step.__dataclass_fields__} | {"target": target})
+    loss = AuxK().loss(flat)
+    if shift == 0.0:
+        assert number(loss) == 0
+    assert bool(torch.isfinite(loss))
+
+
+def test_aux_k_of_a_single_row_is_zero():
+    _, step = real_step([1, 2], rows=1)
+    assert number(AuxK().loss(step)) == 0
+
+
+def objective():
+    return Objective(
+        (
+            WeightedTerm(Reconstruction(), 2.0),
+            WeightedTerm(L1(), 0.5, "warmup", controlled=True, l0=4.0),
+            WeightedTerm(AuxK(), 1 / 32),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("warmup", "control", "wanted"),
+    [(1.0, 1.0, 2 * 3 + 0.5 * 3), (0.0, 1.0, 2 * 3), (0.25, 1.0, 6 + 0.375), (1.0, 4.0, 6 + 6), (0.5, 4.0, 6 + 3)],
+)
+def test_weights_follow_their_schedules(warmup, control, wanted):
+    loss, values = objective().loss(hand_step(), warmup, control)
+    assert number(loss) == pytest.approx(wanted)
+    assert {name: float(value) for name, value in values.items()} == {"reconstruction": 3, "l1": 3, "aux_k": 0}
+    assert not any(value.requires_grad for value in values.values())
+
+
+def test_terms_are_left_out_by_name():
+    left = objective().without("aux_k")
+    assert [weighted.term.name for weighted in left.terms] == ["reconstruction", "l1"]
+    assert [weighted.term.name for weighted in objective().terms] == ["reconstruction", "l1", "aux_k"]
+    assert objective().without("no such term") == objective()
+
+
+def test_the_controlled_term_is_found():
+    assert objective().controlled().l0 == 4.0
+    assert objective().without("l1").controlled() is None

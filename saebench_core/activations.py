@@ -157,7 +157,7 @@ def _rebatch(
 
 
 def statistics_rows(d_in: int) -> int:
-    """Return how many rows statistics are taken from at least (protocols 2.1)."""
+    """Return how many rows statistics are taken from at least."""
     return max(50_000, 20 * d_in)
 
 

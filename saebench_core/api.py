@@ -206,7 +206,8 @@ def run(
 def _work(opened: Opened, sweep: Sweep, tracker: SafeTracker | None, listener: Listener) -> int:
     """Do the tasks; a cell goes to journal and tracker as soon as its last task is done."""
     progress: Progress = listener.progress
-    bench = Workbench(opened.store, opened.environment, pick_device(opened.registry.runtime.device), progress)
+    device = pick_device(opened.registry.runtime.device)
+    bench = Workbench(opened.store, opened.catalog, opened.environment, device, progress)
     left = {cell.cell_id: _tasks_of(cell, opened) for cell in opened.plan.cells}
     cells = {cell.cell_id: cell for cell in opened.plan.cells}
     if tracker is not None:

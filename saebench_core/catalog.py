@@ -208,7 +208,7 @@ def make_catalog(choice: PluginChoice | None = None) -> Catalog:
                 CORE_DISTRIBUTION,
                 CORE_DISTRIBUTION,
                 "",
-                "no plugin is installed; run `pip install -e .` in the checkout",
+                "no plugin was found: install the package (in a checkout: pip install -e .), or block less",
             )
         )
     return _without_duplicates(plugins, failures)

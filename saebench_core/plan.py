@@ -237,14 +237,14 @@ class _Planner:
         return {"entry": entry.identity, "plugin": entry.plugin.identity()}
 
     def _activations(self, entry: Entry[BackboneConfig], site: str, split: Split, rows: int) -> Task:
-        shared = ("activations", entry.name, site, split)
+        shared = ("activations", entry.name, site, split, str(rows))
         if shared not in self._shared:
             product = activations_product(self._backbone_identity(entry), site, split, rows)
             description = self.registry.descriptions[entry.name]
             estimate = Estimate(
                 rows * description.seconds_per_row, description.memory_bytes, rows * description.sites[site] * 4
             )
-            label = f"activations | {entry.name} | {site} | {split}"
+            label = f"activations | {entry.name} | {site} | {split}, {rows:,} rows"
             task = Task("activations", label, (product,), (), (), entry, site, split, rows, estimate=estimate)
             self._shared[shared] = self._add(task)
         return self._shared[shared]
@@ -306,11 +306,11 @@ class _Planner:
             label = f"prepare | {metric.name} | {cell.backbone.name} | {cell.site}"
             product = Product.of("metric", identity)
             description = self.registry.descriptions[cell.backbone.name]
-            estimate = Estimate(5.0, description.memory_bytes, 1 << 20)
+            estimate = Estimate(1.0 if description.regenerates else 15.0, description.memory_bytes, 1 << 20)
             needs = tuple(
-                task
-                for key, task in self._shared.items()
-                if key == ("activations", cell.backbone.name, cell.site, "evaluation")
+                self._activations(cell.backbone, cell.site, split, rows)
+                for split, rows in instance.rows().items()
+                if not description.regenerates
             )
             task = Task(
                 "metric", label, (product,), needs, (), cell.backbone, cell.site, metric=metric, estimate=estimate
@@ -331,9 +331,13 @@ class _Planner:
                 cell.backbone,
                 cell.site,
                 metric=metric,
-                estimate=Estimate(1.0, 2 * sae_bytes(cell), 1 << 18),
+                estimate=Estimate(self._score_seconds(cell), 2 * sae_bytes(cell), 1 << 18),
             )
         )
+
+    def _score_seconds(self, cell: Cell) -> float:
+        """Return a guess: what a score takes depends on the metric, most of all on whether it runs the backbone."""
+        return 0.1 if self.registry.descriptions[cell.backbone.name].regenerates else 1.5
 
 
 def activations_product(backbone: Mapping[str, Any], site: str, split: Split, rows: int) -> Product:

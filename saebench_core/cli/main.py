@@ -39,7 +39,7 @@ app: Final = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    epilog="Exit codes: 0 all cells done, 1 some failed, 2 bad input, 130 interrupted.",
+    epilog="Exit codes: 0 all cells done, 1 some failed, 2 bad input, 130 interrupted, 143 terminated.",
 )
 for module in (run_commands, read_commands, write_commands, plugin_commands):
     module.register(app)

@@ -54,7 +54,6 @@ class LineListener(Listener):
         self._worked += 1
         self._last = time.monotonic()
         if task.kind == "score":
-            self._scores += 1
             return
         self._line(f"[{self._worked}/{self._total}] {task.label}")
 
@@ -66,14 +65,15 @@ class LineListener(Listener):
             self._line(f"    {label}: {done:,} of {total:,}")
 
     def done(self, task: Task, error: str | None) -> None:
-        """Tell failures."""
+        """Tell failures, count scores."""
+        self._scores += task.kind == "score" and error is None
         if error is not None:
             self._line(f"FAILED {task.label}: {error}")
 
     def close(self) -> None:
         """Say how many scores were computed."""
         if self._scores:
-            self._line(f"{self._scores} scores computed")
+            self._line(f"{self._scores} score{'s' if self._scores > 1 else ''} computed")
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

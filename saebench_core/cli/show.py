@@ -39,6 +39,10 @@ def descriptions(work: Opened) -> dict[str, str]:
 def print_comparison(work: Opened, records: Sequence[CellRecord], every_score: bool = False) -> None:
     """Print the trained SAEs beside their twins, and what failed."""
     console = Console()
+    if not any(record.result.status in {"done", "failed"} for record in records):
+        count = sum(record.result.status == "pending" for record in records)
+        console.print(f"{work.registry.name}: 0 of {count} cells done; `saebench run` computes them", highlight=False)
+        return
     scores = None if every_score else headline(work)
     show(console, work.sweep(), records, scores=scores, notice=work.registry.notice)
 
@@ -93,6 +97,7 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     console.print(table)
     left, environment = summary["to_do"], work.environment
     needs = f"up to {size(left['memory_bytes'])} of memory, {size(left['disk_bytes'])} of disk"
-    place = f"on {environment.device} ({environment.backbone_dtype} backbones)"
+    models = any(not description.regenerates for description in work.registry.descriptions.values())
+    place = f"on {environment.device}" + (f", model backbones in {environment.backbone_dtype}" if models else "")
     text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
     console.print(text, highlight=False)

@@ -85,7 +85,7 @@ class Start(NamedTuple):
 
 
 def draw_directions(draw: BaseDraw, init: Init, statistics: Statistics) -> Float[Tensor, "d_sae d_in"]:
-    """Return unit-norm directions, one a latent (paper section 4.1; protocols 2.1).
+    """Return unit-norm directions, one a latent (paper section 4.1 and appendix E).
 
     iso: rows of G, uniform on the sphere. cov: rows of ``G root(Sigma)``, as samples of N(0, Sigma).
     kaiming: uniform in ``+-sqrt(6 / d_in)``, then normalised as SAE libraries do.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saebench_core.errors import PluginError
 from saebench_core.interfaces.backbone import Backbone
-from saebench_core.interfaces.context import MetricContext
+from saebench_core.interfaces.context import MetricContext, Split
 from saebench_core.interfaces.entry import EntryConfig, Json
 from saebench_core.sae import SparseAutoencoder
 
@@ -149,6 +149,10 @@ class Metric(ABC):
     @abstractmethod
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Score one SAE. ``context.backbone`` loads the backbone: touch it only where the score needs it."""
+
+    def rows(self) -> Mapping[Split, int]:
+        """Return how many rows of each split `prepare` or `score` ask for with ``context.activations``."""
+        return {}
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the contents that the metric reads beside its configuration, such as files."""

@@ -31,6 +31,6 @@ def preset_text(name: str) -> str:
 
 
 def preset_summary(name: str) -> str:
-    """Return the first comment line of a preset."""
-    first = preset_text(name).splitlines()[0]
-    return first.removeprefix("#").strip()
+    """Return the first comment line of a preset that is for people."""
+    lines = (line.removeprefix("#").strip() for line in preset_text(name).splitlines())
+    return next(line for line in lines if line and not line.startswith("yaml-language-server"))

@@ -34,12 +34,12 @@ _Choice = Selector | tuple[Selector, ...]
 class ExcludeRule(Model):
     """Cells to leave out: those that match every key given, by name or type."""
 
-    backbone: _Choice | None = None
-    site: _Choice | None = None
-    architecture: _Choice | None = None
-    constraint: _Choice | None = None
-    l0: _Choice | None = None
-    seed: _Choice | None = None
+    backbone: _Choice | None = Field(None, description="Names or types.")
+    site: _Choice | None = Field(None, description="Sites.")
+    architecture: _Choice | None = Field(None, description="Names or types.")
+    constraint: _Choice | None = Field(None, description="Names or types.")
+    l0: _Choice | None = Field(None, description="Targets.")
+    seed: _Choice | None = Field(None, description="Seeds.")
 
 
 class RuntimeSettings(Model):
@@ -61,9 +61,9 @@ class RegistryModel(BaseModel):
     notice: str | None = Field(None, description="Line that is printed with every result, such as a warning.")
     l0: tuple[PositiveFloat, ...] = Field(min_length=1, description="Target numbers of active latents.")
     seeds: tuple[int, ...] = Field(min_length=1, description="Seeds of weights and batch order.")
-    training: TrainingSettings
-    runtime: RuntimeSettings = RuntimeSettings()
-    exclude: tuple[ExcludeRule, ...] = ()
+    training: TrainingSettings = Field(description="Budget, optimiser and schedules.")
+    runtime: RuntimeSettings = Field(RuntimeSettings(), description="Device, number format, threads.")
+    exclude: tuple[ExcludeRule, ...] = Field((), description="Cells to leave out.")
 
 
 def registry_model(catalog: Catalog) -> type[RegistryModel]:

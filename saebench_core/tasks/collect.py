@@ -10,7 +10,7 @@ from typing import Any, cast
 from saebench_core.interfaces.constraint import Constraint, Randomised
 from saebench_core.interfaces.metric import Metric, Reads, ScoreInfo
 from saebench_core.plan import Plan, Task
-from saebench_core.registry import Cell, Entry
+from saebench_core.registry import Cell, Entry, Registry
 from saebench_core.results import CellRecord, CellResult, EntryRef, MetricValue
 from saebench_core.store import Store
 from saebench_core.tasks.perform import Failures
@@ -37,7 +37,9 @@ def collect_records(plan: Plan, store: Store, failures: Failures, workdir: Path)
     records = []
     for cell in plan.registry.cells:
         if cell.excluded and whole:
-            records.append(CellRecord(result=_result(cell, status="excluded"), finished_ms=0, params=_params(cell)))
+            records.append(
+                CellRecord(result=_result(cell, status="excluded"), finished_ms=0, params=_params(cell, plan.registry))
+            )
         elif cell.cell_id in planned and not cell.excluded:
             records.append(collect_record(cell, plan, store, failures, workdir))
     return records
@@ -48,13 +50,13 @@ def collect_record(cell: Cell, plan: Plan, store: Store, failures: Failures, wor
     task, product = plan.train[cell.cell_id]
     if not store.has(product.kind, product.key):
         error = _error(task, cell, store, failures)
-        return _record(cell, _result(cell, status="failed" if error else "pending", error=error), [], {})
+        return _record(cell, plan.registry, _result(cell, status="failed" if error else "pending", error=error), [], {})
     folder = store.path(product.kind, product.key)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     base = folder.relative_to(workdir).as_posix()
     artifacts = {"sae": f"{base}/sae", "certificate": f"{base}/certificate.json", "curves": f"{base}/curves.jsonl"}
     done = [store.facts(product.kind, product.key)]
-    seconds = {"train": float(done[0]["seconds"])}
+    seconds: dict[str, float] = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
     metrics: dict[str, MetricValue] = {}
     errors: list[str] = []
     complete = True
@@ -81,7 +83,7 @@ def collect_record(cell: Cell, plan: Plan, store: Store, failures: Failures, wor
         certificate=facts["certificate"],
         artifacts=artifacts,
     )
-    return _record(cell, result, done, seconds)
+    return _record(cell, plan.registry, result, done, seconds)
 
 
 def _error(task: Task, cell: Cell, store: Store, failures: Failures) -> str | None:
@@ -140,9 +142,10 @@ def _result(cell: Cell, **found: Any) -> CellResult:
     )
 
 
-def _params(cell: Cell) -> dict[str, str | float | int]:
+def _params(cell: Cell, registry: Registry) -> dict[str, str | float | int]:
     settings = cell.training
     return {
+        "modality": registry.descriptions[cell.backbone.name].modality,
         "backbone": cell.backbone.name,
         "site": cell.site,
         "architecture": cell.architecture.name,
@@ -156,11 +159,13 @@ def _params(cell: Cell) -> dict[str, str | float | int]:
         "lr": settings.lr,
         "batch_size": settings.batch_size,
         "steps": settings.total_steps,
-        "rows": settings.total_rows,
+        "tokens": settings.total_rows,
     }
 
 
-def _record(cell: Cell, result: CellResult, done: list[dict[str, Any]], seconds: Mapping[str, float]) -> CellRecord:
+def _record(
+    cell: Cell, registry: Registry, result: CellResult, done: list[dict[str, Any]], seconds: Mapping[str, float]
+) -> CellRecord:
     entries: dict[str, Entry[Any]] = {
         "backbone": cell.backbone,
         "architecture": cell.architecture,
@@ -170,6 +175,6 @@ def _record(cell: Cell, result: CellResult, done: list[dict[str, Any]], seconds:
         result=result,
         finished_ms=max((int(facts["published_ms"]) for facts in done), default=0),
         seconds=seconds,
-        params=_params(cell),
+        params=_params(cell, registry),
         plugins={kind: f"{entry.plugin.distribution} {entry.plugin.version}" for kind, entry in entries.items()},
     )

@@ -14,7 +14,6 @@ from saebench_core.errors import PluginError
 from saebench_core.interfaces.backbone import Backbone
 from saebench_core.interfaces.metric import Metric, NotApplicable, Prepared, Score, Scored, Subject
 from saebench_core.plan import Product, Task
-from saebench_core.sae import SparseAutoencoder
 from saebench_core.tasks.train import load_statistics, start_of
 from saebench_core.tasks.workbench import PluginContext, ScoringContext, Workbench
 
@@ -79,7 +78,7 @@ def score(task: Task, bench: Workbench, identity: Mapping[str, Any], sae: Produc
             return start_of(cell, load_statistics(bench, cell, identity)).w_dec.to(bench.device)
 
         folder_of_sae = bench.store.path(sae.kind, sae.key) / "sae"
-        subject = Subject(SparseAutoencoder.load(folder_of_sae, device=str(bench.device)), start_decoder)
+        subject = Subject(bench.load_sae(folder_of_sae), start_decoder)
         found = metric.score(subject, inputs, _context(task, bench, identity))
         _check(found, metric, task.label)
         _write_json(folder / "scores.json", {name: _plain(value, name, inputs) for name, value in found.scores.items()})

@@ -16,7 +16,7 @@ from saebench_core.errors import SaebenchError
 from saebench_core.interfaces.architecture import Architecture, Shape
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start, Statistics
 from saebench_core.interfaces.context import ActivationReader
-from saebench_core.plan import Product, Task
+from saebench_core.plan import Product, Task, core_digest
 from saebench_core.randomness import named_generator
 from saebench_core.registry import Cell
 from saebench_core.sae import SparseAutoencoder
@@ -60,7 +60,8 @@ def start_of(cell: Cell, statistics: Statistics) -> Start:
 def load_statistics(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -> Statistics:
     """Return statistics of the training activations, computed once a backbone and site."""
     rows = min(cell.training.total_rows, statistics_rows(cell.d_in))
-    product = Product.of("statistics", {"backbone": identity, "site": cell.site, "rows": rows})
+    identity_of_product = {"backbone": identity, "site": cell.site, "rows": rows, "core": core_digest("activations")}
+    product = Product.of("statistics", identity_of_product)
 
     def build(folder: Path) -> None:
         found = measure(bench.reader(cell.backbone, identity, cell.site, "train", cell.training.total_rows), rows)
@@ -183,7 +184,7 @@ class _Finished:
             base_draw(self.cell), trainee.start, trainee.sae, trainee.constraint, before, batch_order_sha256
         )
         folded = trainee.sae.folded(group.scale)
-        loaded = SparseAutoencoder.load(twin, device=str(group.bench.device)) if twin else None
+        loaded = group.bench.load_sae(twin) if twin else None
         sae = trainee.constraint.finish(folded, loaded)
         thresholds = self._calibrate(sae, group.calibration)
         found = realised(sae, group.evaluation)
@@ -247,3 +248,4 @@ class _Finished:
             text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         self.curve.write(folder / "curves.jsonl")
+        (folder / "seconds.json").write_text(json.dumps({"train": round(self.curve.seconds, 3)}), encoding="utf-8")

@@ -10,13 +10,14 @@ from typing import Any, cast, final
 import torch
 
 from saebench_core.activations import LiveReader, StoredReader, collect
-from saebench_core.catalog import Plugin
+from saebench_core.catalog import Catalog, Plugin
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig
 from saebench_core.interfaces.context import Progress, Split
 from saebench_core.interfaces.entry import Json
 from saebench_core.plan import Environment, Product, activations_product
 from saebench_core.randomness import named_generator
 from saebench_core.registry import Entry
+from saebench_core.sae import SparseAutoencoder
 from saebench_core.store import Store
 
 __all__ = ["PluginContext", "ScoringContext", "Workbench", "pick_device", "pick_dtype"]
@@ -47,8 +48,11 @@ def pick_dtype(name: str, device: torch.device) -> str:
 class Workbench:
     """Tools of the tasks of one run; holds at most one loaded backbone."""
 
-    def __init__(self, store: Store, environment: Environment, device: torch.device, progress: Progress) -> None:
+    def __init__(
+        self, store: Store, catalog: Catalog, environment: Environment, device: torch.device, progress: Progress
+    ) -> None:
         self.store = store
+        self.catalog = catalog
         self.environment = environment
         self.device = device
         self.progress = progress
@@ -67,6 +71,10 @@ class Workbench:
             backbone.prepare(PluginContext(self, entry.config.seed, entry.plugin))
             self._loaded = (entry.name, backbone)
         return self._loaded[1]
+
+    def load_sae(self, folder: Path) -> SparseAutoencoder:
+        """Return a saved SAE on the device; its rule may be a plugin's."""
+        return self.catalog.load_sae(folder, str(self.device))
 
     def make(self, product: Product, build: Callable[[Path], None]) -> Path:
         """Return a product's folder, building it if it is not there."""

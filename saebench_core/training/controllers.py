@@ -4,47 +4,53 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 __all__ = ["L0Controller"]
 
-_RATE = 3e-4
-_SLOW = 0.01
-_BOUNDS = (0.01, 100.0)
-_FROZEN_SHARE = 0.1
+_REACH: Final = 15.0
+"""How far log(multiplier) can move in a whole training."""
+_FASTEST: Final = 0.02
+_LOOK_AHEAD: Final = (500.0, 1 / 7.5)
+_SMOOTHING: Final = 0.02
+_BOUNDS: Final = (0.01, 100.0)
+_FROZEN_SHARE: Final = 0.05
 
 
 @final
 @dataclass
 class L0Controller:
-    """Multiplies a penalty (the rule published with SynthSAEBench, protocols 1.2), scaled to the budget.
+    """Multiplies a penalty so that the mean L0 meets its target.
 
-    A running mean of the batch L0 and of its slope decide: the multiplier moves by ``gain * tanh(10 error)``,
-    slower while L0 already moves towards the target, and rests for the last tenth of the steps.
+    ``log(multiplier)`` moves by ``rate * tanh(e)``, where e is the smoothed ``log(L0 / target)`` as its slope
+    foretells it, and rests at the end. The look-ahead is what keeps it from swinging: L0 follows the multiplier
+    by hundreds of steps, for weights have to move first. (The rule published with SynthSAEBench,
+    arXiv 2602.14687, has the same parts without a foretold error, and swings in short trainings.)
 
     Attributes:
         l0: target.
-        steps: steps of the whole training.
+        steps: steps of the whole training; rate and look-ahead scale with it.
         multiplier: current value.
+        error: smoothed ``log(L0 / target)``, None before the first step.
+        slope: smoothed change of the error a step.
     """
 
     l0: float
     steps: int
     multiplier: float = 1.0
-    mean: float | None = None
+    error: float | None = None
     slope: float = 0.0
 
     def update(self, step: int, batch_l0: float) -> None:
         """Take in a batch's mean L0 at a step counted from 0."""
-        previous = batch_l0 if self.mean is None else self.mean
-        weight = min(0.2, max(0.01, 50 / self.steps))  # a short training cannot wait for a slow mean
-        self.mean = (1 - weight) * previous + weight * batch_l0
-        self.slope = 0.95 * self.slope + 0.05 * (self.mean - previous)
+        now = math.log(max(batch_l0, 1e-3 * self.l0) / self.l0)
+        weight = max(_SMOOTHING, min(0.2, 10 / self.steps))  # a short training cannot wait for a slow mean
+        previous = now if self.error is None else self.error
+        self.error = (1 - weight) * previous + weight * now
+        self.slope = (1 - weight) * self.slope + weight * (self.error - previous)
         if step >= (1 - _FROZEN_SHARE) * self.steps:
             return
-        error = (self.mean - self.l0) / self.l0
-        towards = error * self.slope < 0
-        # the published rate is for 200,000 steps; a shorter training must move as far in fewer
-        rate = min(0.02, _RATE * max(1.0, 200_000 / self.steps))
-        change = rate * (_SLOW if towards and abs(error) < 0.05 else 1.0) * math.tanh(10 * error)
-        self.multiplier = min(_BOUNDS[1], max(_BOUNDS[0], self.multiplier * (1 + change)))
+        longest, share = _LOOK_AHEAD
+        foretold = self.error + min(longest, share * self.steps) * self.slope
+        change = min(_FASTEST, _REACH / self.steps) * math.tanh(foretold)
+        self.multiplier = min(_BOUNDS[1], max(_BOUNDS[0], self.multiplier * math.exp(change)))

@@ -28,10 +28,12 @@ class Curve:
 
     Attributes:
         points: numbers at a step.
+        seconds: time of the SAE's own steps.
         heldout: explained variance on held-out rows by number of steps done.
     """
 
     points: list[dict[str, object]] = field(default_factory=list)
+    seconds: float = 0.0
     heldout: dict[int, float] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -84,11 +86,13 @@ def train_group(
         for name, trainee in trainees.items():
             if name in failures or not trainee.constraint.trains:
                 continue
+            began = time.perf_counter()
             try:
                 trainee.step(x, number)
                 _record(curves[name], trainee, number + 1, stream.batch_size, marks, every, heldout)
             except Exception as error:  # a plugin may raise anything; the others must not suffer
                 failures[name] = error
+            curves[name].seconds += time.perf_counter() - began
         progress(label, number + 1, steps)
         if len(failures) == len(trainees):
             break
@@ -100,16 +104,16 @@ def _record(
 ) -> None:
     values: dict[str, float] = {}
     if done in marks:
-        values["heldout/explained_variance"] = curve.heldout[done] = trainee.heldout_variance(heldout)
+        values["heldout_explained_variance"] = curve.heldout[done] = trainee.heldout_variance(heldout)
     if done % every == 0 or done == 1 or done in marks:
         report = trainee.report
         values |= {
-            "train/loss": report.loss,
-            "train/l0": report.l0,
-            "train/explained_variance": report.explained_variance,
-            "train/dead_share": report.dead_share,
-            "train/grad_norm": report.grad_norm,
-            "train/lr": trainee.settings.lr * trainee.settings.lr_factor(done - 1),
+            "loss": report.loss,
+            "l0": report.l0,
+            "explained_variance": report.explained_variance,
+            "dead_share": report.dead_share,
+            "grad_norm": report.grad_norm,
+            "lr": trainee.settings.lr * trainee.settings.lr_factor(done - 1),
         }
     if values:
         finite = {name: value for name, value in values.items() if value == value and abs(value) != float("inf")}

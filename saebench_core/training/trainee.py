@@ -93,7 +93,7 @@ class Trainee:
         return self.trains_decoder and self.recipe.decoder_norm == "unit"
 
     def step(self, x: Float[Tensor, "rows d_in"], number: int) -> None:
-        """Take one optimiser step on a scaled batch (protocols 2.6b, steps 2 to 11).
+        """Take one optimiser step on a scaled batch.
 
         Args:
             x: activations in training space.
@@ -114,7 +114,9 @@ class Trainee:
             raise TrainingDivergedError(f"the loss became {total} at step {number}; try a smaller learning rate")
         grad_norm = self._shape_gradients()
         if not math.isfinite(grad_norm):  # a step with it would spoil every tensor, and no later loss may tell
-            raise TrainingDivergedError(f"the gradient became {grad_norm} at step {number}; try a smaller learning rate")
+            raise TrainingDivergedError(
+                f"the gradient became {grad_norm} at step {number}; try a smaller learning rate"
+            )
         for group in self._optimiser.param_groups:
             group["lr"] = self.settings.lr * self.settings.lr_factor(number)
         self._optimiser.step()

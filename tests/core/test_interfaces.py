@@ -6,11 +6,12 @@ import pytest
 import torch
 from scipy import stats
 
-from saebench_core.interfaces.constraint import BaseDraw, Statistics, draw_directions
-from saebench_core.randomness import named_generator, tensor_sha256
+from saebench_core.interfaces.constraint import Statistics, draw_directions
+from saebench_core.randomness import tensor_sha256
 from tests.helpers.training import (
     CONSTRAINT_INITS,
     activations,
+    base_draw,
     build,
     make_trainee,
     normal,
@@ -22,7 +23,7 @@ D, M = 8, 20_000
 
 
 def draw(seed=0, d_sae=M, d_in=D):
-    return BaseDraw.from_generator(named_generator(seed, "weights"), d_sae, d_in)
+    return base_draw(seed, d_sae, d_in)
 
 
 def spread_statistics():
@@ -60,7 +61,9 @@ def test_kaiming_directions_favour_the_corners_of_the_cube():
     assert float(found.uniform.min()) >= -1
     assert float(found.uniform.max()) <= 1
     assert stats.kstest(found.uniform.flatten()[:20_000].numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-4
-    largest = [draw_directions(found, init, spread_statistics()).abs().max(1).values.mean() for init in ("kaiming", "iso")]
+    largest = [
+        draw_directions(found, init, spread_statistics()).abs().max(1).values.mean() for init in ("kaiming", "iso")
+    ]
     assert float(largest[0]) < float(largest[1]) - 0.05
 
 

@@ -182,7 +182,9 @@ def kept_mask(selection):
 
 
 @settings(deadline=None, max_examples=150)
-@given(sizes, st.integers(1, 60), st.sampled_from(["normal", "tied", "negative", "few positive", "all equal"]), st.data())
+@given(
+    sizes, st.integers(1, 60), st.sampled_from(["normal", "tied", "negative", "few positive", "all equal"]), st.data()
+)
 def test_batch_topk_equals_an_exact_sort(size, n_keep, kind, data):
     rows, _, d_sae = size
     pre = normal(rows, d_sae, seed=data.draw(st.integers(0, 10**6)))

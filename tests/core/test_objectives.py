@@ -88,9 +88,7 @@ def real_step(dead, rows=32):
 
 def slow_aux(sae, step, dead):
     """dictionary_learning's get_auxiliary_loss, row by row, in fp64."""
-    w_enc, b_enc, w_dec = (
-        sae.tensors[name].detach().double().requires_grad_() for name in ("W_enc", "b_enc", "W_dec")
-    )
+    w_enc, b_enc, w_dec = (sae.tensors[name].detach().double().requires_grad_() for name in ("W_enc", "b_enc", "W_dec"))
     centred = step.centred.double()
     residual = step.residual.detach().double()
     k = min(D_IN // 2, len(dead))
@@ -134,7 +132,7 @@ def test_aux_k_is_zero_where_nothing_is_dead():
 
 @pytest.mark.parametrize("shift", [0.0, 1.5])
 def test_aux_k_is_zero_where_the_residual_does_not_vary(shift):
-    sae, step = real_step([1, 2])
+    _, step = real_step([1, 2])
     target = step.reconstruction.detach() + shift
     flat = Step(**{name: getattr(step, name) for name in Step.__dataclass_fields__} | {"target": target})
     loss = AuxK().loss(flat)

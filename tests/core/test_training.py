@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from saebench_core.objectives import Objective, Term, WeightedTerm
+from saebench_core.randomness import tensor_sha256
 from saebench_core.training.certificate import certify, frozen_hashes
 from saebench_core.training.trainee import TrainingDivergedError
 from tests.helpers.training import (
     BATCH,
-    D_IN,
     D_SAE,
     L0,
     activations,
+    base_draw,
     bits,
     make_trainee,
     same_bits,
@@ -98,7 +99,7 @@ def test_freezing_only_by_zero_gradients_would_not_do():
 
 
 class SlowTrainee:
-    """The recipe of protocols 2.6b for a ReLU SAE, with dense products and a plain AdamW."""
+    """The step of a ReLU SAE, with dense products and a plain AdamW."""
 
     def __init__(self, trainee):
         self.trainee, self.held = trainee, trainee.settings
@@ -271,10 +272,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change():
 
 
 def test_certificates_tell_frozen_from_moved():
-    from saebench_core.interfaces.constraint import BaseDraw
-    from saebench_core.randomness import named_generator, tensor_sha256
-
-    draw = BaseDraw.from_generator(named_generator(0, "weights"), D_SAE, D_IN)
+    draw = base_draw()
     found = {}
     for constraint in ("trained", "frozen_decoder", "frozen_encoder"):
         trainee = make_trainee("batch_topk", constraint)

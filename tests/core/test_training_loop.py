@@ -156,8 +156,8 @@ def test_curves_hold_finite_numbers_and_held_out_variance(tmp_path):
     assert [point["step"] for point in curve.points] == list(range(1, STEPS + 1))
     assert [point["rows"] for point in curve.points] == [BATCH * step for step in range(1, STEPS + 1)]
     names = {"loss", "l0", "explained_variance", "dead_share", "grad_norm", "lr"}
-    assert set(curve.points[0]["values"]) == {f"train/{name}" for name in names} | {"heldout/explained_variance"}
-    assert curve.points[-1]["values"]["train/loss"] < curve.points[0]["values"]["train/loss"]
+    assert set(curve.points[0]["values"]) == {*names, "heldout_explained_variance"}
+    assert curve.points[-1]["values"]["loss"] < curve.points[0]["values"]["loss"]
     curve.write(tmp_path / "curve.jsonl")
     assert [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()] == curve.points
 
@@ -166,5 +166,5 @@ def test_what_is_not_finite_is_left_out_of_the_curve():
     constant = torch.ones(BATCH * STEPS, X.shape[1])
     trainee = make_trainee("relu", "trained", training=settings(STEPS))
     outcome = train_group({"one": trainee}, stream(constant, settings(STEPS)), 1.0, X[:10], quiet, "test")
-    assert "train/explained_variance" not in outcome.curves["one"].points[0]["values"]
-    assert "train/loss" in outcome.curves["one"].points[0]["values"]
+    assert "explained_variance" not in outcome.curves["one"].points[0]["values"]
+    assert "loss" in outcome.curves["one"].points[0]["values"]

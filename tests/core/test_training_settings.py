@@ -30,7 +30,13 @@ def test_the_paper_preset():
 
 def test_the_dictionary_learning_preset():
     demo = parse(preset="dictionary_learning")
-    assert (demo.batch_size, demo.lr, demo.weight_decay, demo.warmup, demo.sparsity_warmup) == (2048, 3e-4, 0, 1000, 5000)
+    assert (demo.batch_size, demo.lr, demo.weight_decay, demo.warmup, demo.sparsity_warmup) == (
+        2048,
+        3e-4,
+        0,
+        1000,
+        5000,
+    )
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -173,7 +179,10 @@ def test_hashes_and_generators_follow_every_part():
     from saebench_core.randomness import derive_seed, named_generator, tensor_sha256
 
     assert derive_seed(1, "a") == derive_seed(1, "a")
-    assert len({derive_seed(1, "a"), derive_seed(2, "a"), derive_seed(1, "b"), derive_seed("1a"), derive_seed(1, "a", 0)}) == 5
+    assert (
+        len({derive_seed(1, "a"), derive_seed(2, "a"), derive_seed(1, "b"), derive_seed("1a"), derive_seed(1, "a", 0)})
+        == 5
+    )
     assert torch.equal(*(torch.rand(5, generator=named_generator(3, "x")) for _ in range(2)))
     one = torch.arange(6.0).reshape(2, 3)
     assert tensor_sha256(one) == tensor_sha256(one.T.contiguous().T)

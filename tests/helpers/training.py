@@ -124,6 +124,10 @@ def settings(steps: int = 10, **changes: Any) -> TrainingSettings:
     return TrainingSettings.model_validate({"steps": steps, "batch_size": BATCH, "lr": 5e-3} | changes)
 
 
+def base_draw(seed: int = 0, d_sae: int = D_SAE, d_in: int = D_IN) -> BaseDraw:
+    return BaseDraw.from_generator(named_generator(seed, "weights"), d_sae, d_in)
+
+
 def make_trainee(
     architecture: str,
     constraint: str,
@@ -138,9 +142,10 @@ def make_trainee(
     x = activations() if x is None else x
     shape = Shape(x.shape[1], D_SAE, l0)
     held = build("constraint", constraint, **on_constraint)
-    recipe = held.adapt(build("architecture", architecture, d_sae=D_SAE, **(on_architecture or {})).recipe(shape), shape)
-    draw = BaseDraw.from_generator(named_generator(seed, "weights"), D_SAE, x.shape[1])
-    start = held.initialise(draw, held.config.init, statistics_of(x))
+    recipe = held.adapt(
+        build("architecture", architecture, d_sae=D_SAE, **(on_architecture or {})).recipe(shape), shape
+    )
+    start = held.initialise(base_draw(seed, D_SAE, x.shape[1]), held.config.init, statistics_of(x))
     return Trainee(recipe, held, start, x.mean(0), training or settings(), shape)
 
 

@@ -49,7 +49,7 @@ def register_architectures() -> list[ArchitectureSpec]:
         ArchitectureSpec(
             config=BatchTopKConfig,
             build=BatchTopKArchitecture,
-            summary="k latents a row on average; one global threshold in inference",
+            summary="Keeps k latents a row on average; one global threshold in inference",
             source="Bussmann et al. 2024, arXiv 2412.06410",
         )
     ]

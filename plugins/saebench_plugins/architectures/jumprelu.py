@@ -52,7 +52,7 @@ def register_architectures() -> list[ArchitectureSpec]:
         ArchitectureSpec(
             config=JumpReLUConfig,
             build=JumpReLUArchitecture,
-            summary="a trained threshold for each latent, steered to the target L0 by the loss",
+            summary="A trained threshold for each latent, steered to the target L0 by the loss",
             source="Rajamanoharan et al. 2024, arXiv 2407.14435; target-L0 loss as in dictionary_learning",
         )
     ]

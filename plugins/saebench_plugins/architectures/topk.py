@@ -58,7 +58,7 @@ def register_architectures() -> list[ArchitectureSpec]:
         ArchitectureSpec(
             config=TopKConfig,
             build=TopKArchitecture,
-            summary="the k largest pre-activations of each row",
+            summary="The k largest pre-activations of each row",
             source="Gao et al. 2024, arXiv 2406.04093",
         )
     ]

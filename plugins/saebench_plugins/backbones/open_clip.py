@@ -294,7 +294,7 @@ def register_backbones() -> list[BackboneSpec]:
         BackboneSpec(
             config=OpenClipConfig,
             build=OpenClip,
-            summary="image transformer of a CLIP: by name, from a checkpoint, or a small one trained here",
+            summary="Image transformer of a CLIP: by name, from a checkpoint, or a small one trained here",
             source="open_clip (Ilharco et al. 2021); paper appendix G",
         )
     ]

@@ -206,7 +206,7 @@ def register_backbones() -> list[BackboneSpec]:
         BackboneSpec(
             config=SyntheticConfig,
             build=Synthetic,
-            summary="sparse sums of known random features; the ground truth is exposed",
+            summary="Sparse sums of known random features; the ground truth is exposed",
             source="Sanity Checks for SAEs, section 3.1 and appendix B",
         )
     ]

@@ -34,7 +34,7 @@ def register_constraints() -> list[ConstraintSpec]:
         ConstraintSpec(
             config=FrozenDecoderConfig,
             build=FrozenDecoder,
-            summary="random decoder directions that never move; the encoder learns",
+            summary="Random decoder directions that never move; the encoder learns",
             source="Sanity Checks for SAEs, section 4.1 and appendix D",
         )
     ]

@@ -58,7 +58,7 @@ def register_constraints() -> list[ConstraintSpec]:
         ConstraintSpec(
             config=FrozenEncoderConfig,
             build=FrozenEncoder,
-            summary="random encoder directions that never move; the decoder and thresholds learn",
+            summary="Random encoder directions that never move; the decoder and thresholds learn",
             source="Sanity Checks for SAEs, section 4.1 and appendix D",
         )
     ]

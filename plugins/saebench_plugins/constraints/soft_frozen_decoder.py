@@ -61,7 +61,7 @@ def project_on_caps(rows: Float[Tensor, "d_sae d_in"], anchors: Float[Tensor, "d
     """Project each row, in place, on ``{d : <d, anchor> >= tau ||d||}``, keeping its norm.
 
     With ``v`` outside the cap and ``u = v - <v, a> a``: ``tau a + sqrt(1 - tau^2) u / ||u||`` is the nearest
-    point in Euclidean and in geodesic distance (protocols 2.2). Where ``u`` is rounding noise (v antiparallel
+    point in Euclidean and in geodesic distance. Where ``u`` is rounding noise (v antiparallel
     to the anchor) a fixed axis made orthogonal to the anchor takes its place.
 
     Args:
@@ -98,7 +98,7 @@ def register_constraints() -> list[ConstraintSpec]:
         ConstraintSpec(
             config=SoftFrozenDecoderConfig,
             build=SoftFrozenDecoder,
-            summary="decoder directions stay within a cosine tau of their random start",
+            summary="Decoder directions stay within a cosine tau of their random start",
             source="Sanity Checks for SAEs, section 4.1 and appendix D",
         )
     ]

@@ -32,7 +32,7 @@ def register_constraints() -> list[ConstraintSpec]:
         ConstraintSpec(
             config=TrainedConfig,
             build=Trained,
-            summary="nothing is held random: the SAE under test",
+            summary="Nothing is held random: the SAE under test",
             source="Sanity Checks for SAEs, section 4.1",
         )
     ]

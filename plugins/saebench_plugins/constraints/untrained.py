@@ -63,7 +63,7 @@ def register_constraints() -> list[ConstraintSpec]:
         ConstraintSpec(
             config=UntrainedConfig,
             build=Untrained,
-            summary="as drawn, never trained; by default with one threshold that meets the target L0",
+            summary="As drawn, never trained; by default with one threshold that meets the target L0",
             source="Sanity Checks for SAEs, appendix G",
         )
     ]

@@ -69,7 +69,7 @@ def draw_probe(
     seed: int,
     permutations: int,
 ) -> Probe:
-    """Draw as many negatives as positives, the negatives evenly from the other classes (protocols 4.2).
+    """Draw as many negatives as positives, the negatives evenly from the other classes (as SAEBench does).
 
     Args:
         task: name of the task.

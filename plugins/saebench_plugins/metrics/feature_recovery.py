@@ -129,7 +129,7 @@ def register_metrics() -> list[MetricSpec]:
         MetricSpec(
             config=FeatureRecoveryConfig,
             build=FeatureRecovery,
-            summary="share of the true features that a decoder direction points at",
+            summary="Share of the true features that a decoder direction points at",
             source=_SOURCE,
         )
     ]

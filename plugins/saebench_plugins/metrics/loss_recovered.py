@@ -103,7 +103,7 @@ class LossRecovered(Metric):
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores."""
         mean = "mean over kept positions with a next token (images: over images)"
-        source = "paper section 4.1, figures 12 and 13; protocols 4.1"
+        source = "paper section 4.1, figures 12 and 13; SAEBench core evaluation"
         return {
             "ce": ScoreInfo(
                 "higher",

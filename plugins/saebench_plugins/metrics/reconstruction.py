@@ -21,6 +21,7 @@ from saebench_core import (
     Scored,
     ScoreInfo,
     SparseAutoencoder,
+    Split,
     Subject,
     hookimpl,
 )
@@ -28,6 +29,7 @@ from saebench_core import (
 _BATCH = 4096
 _DENSITY_EDGES = tuple(float(edge) for edge in range(-7, 1))
 _SOURCE = "Sanity Checks for SAEs, eq. 5"
+_PEERS = "SAEBench core evaluation"
 
 
 class ReconstructionConfig(MetricConfig):
@@ -59,11 +61,9 @@ class ReconstructionMetric(Metric):
             "mse": ScoreInfo(
                 "lower", "squared activation", 0.0, None, "both", "mean over rows of ||x - x_hat||^2", _SOURCE
             ),
-            "cosine": ScoreInfo(
-                "higher", "cosine", -1.0, 1.0, "both", "mean over rows of cos(x, x_hat)", "protocols 4.1"
-            ),
+            "cosine": ScoreInfo("higher", "cosine", -1.0, 1.0, "both", "mean over rows of cos(x, x_hat)", _PEERS),
             "l0": ScoreInfo(
-                "none", "latents", 0.0, None, "encoder", "mean over rows of #(z != 0)", "protocols 4.1", headline=True
+                "none", "latents", 0.0, None, "encoder", "mean over rows of #(z != 0)", _PEERS, headline=True
             ),
             "alive": ScoreInfo(
                 "higher",
@@ -72,13 +72,17 @@ class ReconstructionMetric(Metric):
                 1.0,
                 "encoder",
                 "share of latents that fire at least once in the set",
-                "protocols 4.1",
+                _PEERS,
             ),
         }
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Applies everywhere."""
         return None
+
+    def rows(self) -> Mapping[Split, int]:
+        """Return the evaluation rows."""
+        return {"evaluation": self.config.rows}
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Return mean and variance of the evaluation rows; the floor reconstructs the mean, the ceiling everything."""
@@ -161,7 +165,7 @@ def register_metrics() -> list[MetricSpec]:
         MetricSpec(
             config=ReconstructionConfig,
             build=ReconstructionMetric,
-            summary="explained variance, squared error, cosine, realised L0, alive latents, densities",
+            summary="Explained variance, squared error, cosine, realised L0, alive latents, densities",
             source=_SOURCE,
         )
     ]

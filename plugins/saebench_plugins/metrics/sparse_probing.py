@@ -100,7 +100,7 @@ class SparseProbing(Metric):
 
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name two scores for each k: with true and with permuted training labels."""
-        source = "paper section 4.2; SAEBench sparse probing; protocols 4.2"
+        source = "paper section 4.2; SAEBench sparse probing"
         fit = "test accuracy of logistic regression on the {} latents with the largest |mean_pos - mean_neg| on train"
         names: dict[str, ScoreInfo] = {}
         for k in self.config.k:

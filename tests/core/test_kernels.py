@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from saebench_core import kernels
 from saebench_core.kernels import Codes, Selection, decode, encode_at, from_mask, select_batch_topk, select_row_topk
@@ -80,6 +81,26 @@ def test_decode_equals_a_dense_product(path, size, density, seed):
     close(found.detach(), wanted.detach())
     for mine, other in zip(ours, dense, strict=True):
         close(mine.grad, other.grad)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_order_of_entries_within_a_row_is_free(path):
+    sorted_one = draw_selection(20, 30, 0.3, 0)
+    order = torch.argsort(sorted_one.rows + torch.rand(sorted_one.rows.numel(), generator=generator(1)))
+    other = Selection(sorted_one.rows[order], sorted_one.cols[order], 20, 30)
+    assert not torch.equal(other.cols, sorted_one.cols)
+    x, bias, upstream = normal(20, 5), normal(30, seed=1), normal(20, 5, seed=2)
+    results = []
+    for selection in (sorted_one, other):
+        weight, decoder = normal(5, 30, seed=3).requires_grad_(), normal(30, 5, seed=4).requires_grad_()
+        with on_path(path):
+            pre = (x @ weight + bias).detach()
+            values = encode_at(x, torch.zeros(5), weight, bias, pre, selection)
+            out = decode(values, decoder, selection)
+            out.backward(upstream)
+        results.append((out.detach(), weight.grad, decoder.grad))
+    for first, second in zip(*results, strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -229,3 +250,9 @@ def test_row_topk_keeps_the_largest_of_each_row(size, k, seed):
     lowest_kept = torch.where(mask, pre, torch.inf).min(1).values
     highest_left = torch.where(mask, -torch.inf, pre).max(1).values
     assert bool((lowest_kept >= highest_left).all())
+
+
+def test_shapes_are_enforced_in_tests():
+    selection = draw_selection(3, 5, 1.0, 0)
+    with pytest.raises(TypeCheckError):
+        decode(normal(14), normal(5), selection)

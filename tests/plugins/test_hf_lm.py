@@ -314,3 +314,19 @@ def test_a_gguf_model_from_a_package(tmp_path):
     assert backbone._tokens.tokenizer.decode([int(best)]).strip() == "Paris"
     norms = rows_of(backbone, rows=500, site="layers.15").norm(dim=1)
     assert norms.max() < 10 * norms.median()
+
+
+def test_rows_above_the_norm_limit_are_left_out_of_every_split(folder, tmp_path):
+    everything = prepared(folder, tmp_path / "all", max_norm_multiple=None)
+    limited = prepared(folder, tmp_path / "some", max_norm_multiple=1.02)
+    first = everything.read(everything.sequences("train", 0, 4), SITE)
+    limit = 1.02 * float(first.norm(dim=1).median())
+    for split in ("train", "calibration", "evaluation"):
+        whole = rows_of(everything, split)
+        kept = whole[whole.norm(dim=1) <= limit]
+        assert 0 < len(kept) < len(whole)
+        assert torch.equal(rows_of(limited, split), kept)
+    cut = torch.cat(
+        [rows_of(limited, start=start, rows=7) for start in range(0, limited.rows_available(SITE, "train"), 7)]
+    )
+    assert torch.equal(cut, rows_of(limited))

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from saebench_core import (
@@ -81,6 +81,9 @@ class HfLmConfig(BackboneConfig):
     skip_first: int = Field(
         1, ge=0, description="Leading ordinary tokens of a sequence that are no rows either: attention sinks."
     )
+    max_norm_multiple: PositiveFloat | None = Field(
+        10.0, description="Rows with a norm above so many medians are left out of every split; null: none."
+    )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: every tensor redrawn from a normal with its mean and deviation."
     )
@@ -115,6 +118,7 @@ class HfLm(Backbone):
         self._tokens: Tokens
         self._device = torch.device("cpu")
         self._corpora: dict[Split, _Corpus] = {}
+        self._limits: dict[str, float] = {}
 
     @cached_property
     def _place(self) -> Path | None:
@@ -266,7 +270,7 @@ class HfLm(Backbone):
         """Yield activations after the site's layer.
 
         Forward passes always take the same blocks of ``forward_batch`` sequences, so that a value does not depend
-        on where the stream is cut.
+        on where the stream is cut. Rows are numbered before those above the norm limit are left out.
         """
         size = self.config.forward_batch
         per_block = [int(part.sum()) for part in torch.split(self._corpora[split].kept, size)]
@@ -276,7 +280,21 @@ class HfLm(Backbone):
             if low < high:
                 tokens = self.sequences(split, block * size, size)
                 values = self._forward_to(tokens, site)[low - first : high - first]
+                values = values[values.norm(dim=1) <= self._norm_limit(site)]
                 yield ActivationBatch(values, values)
+
+    def _norm_limit(self, site: str) -> float:
+        """Return the largest norm of a row that is used: a few attention sinks outweigh all other rows together.
+
+        The median is that of the first block of the train split, whatever is streamed.
+        """
+        multiple = self.config.max_norm_multiple
+        if multiple is None:
+            return math.inf
+        if site not in self._limits:
+            first = self._forward_to(self.sequences("train", 0, self.config.forward_batch), site)
+            self._limits[site] = multiple * float(first.norm(dim=1).median())
+        return self._limits[site]
 
     def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
         """Return the texts' tokens, cut on the right; BOS and dropped positions as in `stream`."""

@@ -317,8 +317,8 @@ def test_a_gguf_model_from_a_package(tmp_path):
 
 
 def test_rows_above_the_norm_limit_are_left_out_of_every_split(folder, tmp_path):
-    everything = prepared(folder, tmp_path / "all", max_norm_multiple=None)
-    limited = prepared(folder, tmp_path / "some", max_norm_multiple=1.02)
+    everything = prepared(folder, tmp_path, max_norm_multiple=None)
+    limited = prepared(folder, tmp_path, max_norm_multiple=1.02)
     first = everything.read(everything.sequences("train", 0, 4), SITE)
     limit = 1.02 * float(first.norm(dim=1).median())
     for split in ("train", "calibration", "evaluation"):

@@ -129,7 +129,7 @@ class SparseAutoencoder:
         return self.tensors["b_dec" if self.centring == "b_dec" else "centre"]
 
     def to(self, device: torch.device) -> SparseAutoencoder:
-        """Return a copy on that device."""
+        """Return the SAE on that device; tensors that are there already are shared."""
         return SparseAutoencoder({k: v.to(device) for k, v in self.tensors.items()}, self.rule, self.centring)
 
     def pre_activations(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
@@ -246,8 +246,25 @@ class SparseAutoencoder:
         tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
         if "W_enc" in tensors and tensors["W_enc"].ndim == 2:
             tensors["W_enc"] = tensors["W_enc"].T.contiguous().T
+        _refuse_unfolded(config, tensors, path)
         centring: Centring = "b_dec" if config.get("apply_b_dec_to_input", True) else "none"
         return cls(tensors, rule or inference_rule(config), centring)
+
+
+def _refuse_unfolded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse settings that change the function and are not in the tensors; SAELens folds them when it saves to share.
+
+    Raises:
+        InputError: if activations are scaled, or codes are rescaled by decoder norms that are not one.
+    """
+    scaled = config.get("normalize_activations", "none")
+    if scaled not in (None, "none"):
+        raise InputError(f"{path}: normalize_activations is {scaled!r}; fold it into the weights first")
+    rescaled = config.get("rescale_acts_by_decoder_norm", False) and "W_dec" in tensors
+    if rescaled and bool((tensors["W_dec"].norm(dim=1) - 1).abs().max() > 1e-3):
+        raise InputError(
+            f"{path}: codes are rescaled by decoder norms that are not one; fold them into the weights first"
+        )
 
 
 def read_config(path: Path) -> dict[str, Any]:

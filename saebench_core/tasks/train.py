@@ -117,8 +117,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
     failures: dict[str, str] = {}
     trainees = _trainees([cell for cell, _ in missing], group, failures)
     before = {name: frozen_hashes(trainee.sae, trainee.frozen) for name, trainee in trainees.items()}
-    available = None if isinstance(reader, LiveReader) else reader.rows
-    stream = ShuffledRows(reader, available, settings.total_rows, settings.batch_size, first.seed)
+    stream = ShuffledRows(reader, reader.rows, settings.total_rows, settings.batch_size, first.seed)
     heldout = next(iter(group.calibration.batches(_HELDOUT_ROWS)))
     outcome = train_group(trainees, stream, group.scale, heldout, bench.progress, task.label)
     failures |= {name: _one_line(error) for name, error in outcome.failures.items()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -73,7 +75,9 @@ def cells(folder):
 
 
 def products(folder):
-    return {path.parent for path in (folder / ".saebench" / "store").rglob(DONE) if path.parent.name[0] != "."}
+    # os.walk, not a glob: folders of drafts vanish while they are looked at
+    walked = os.walk(folder / ".saebench" / "store")
+    return {Path(place) for place, _, files in walked if DONE in files and Path(place).name[0] != "."}
 
 
 def weights(folder):
@@ -281,3 +285,53 @@ def test_a_new_seed_runs_alone(folder):
     assert "9 of them to do" in outcome.err, "one group and eight scores"
     after = listing(folder / ".saebench" / "store")
     assert {name: after[name] for name in before} == before
+
+
+CUBED = """
+from dataclasses import dataclass
+from typing import Literal
+import torch
+from saebench_core import (
+    Architecture, ArchitectureConfig, ArchitectureSpec, Export, Objective, Recipe, Reconstruction, Rule, Selection,
+    WeightedTerm, hookimpl,
+)
+
+@dataclass(frozen=True)
+class Cubed(Rule):
+    def select_training(self, pre, tensors):
+        rows, cols = (pre > 0).nonzero(as_tuple=True)
+        return Selection(rows, cols, *pre.shape)
+
+    select_inference = select_training
+
+    def activate(self, pre, selection, tensors):
+        return torch.relu(pre) ** 3
+
+    def export(self, tensors):
+        return Export("cubed", {}, {})
+
+class CubedConfig(ArchitectureConfig):
+    type: Literal["cubed"] = "cubed"
+
+class CubedArchitecture(Architecture):
+    def __init__(self, config):
+        self.config = config
+
+    def recipe(self, shape):
+        return Recipe(Cubed(), Objective((WeightedTerm(Reconstruction()),)))
+
+@hookimpl
+def register_architectures():
+    return [ArchitectureSpec(config=CubedConfig, build=CubedArchitecture, summary="positive parts to the third power")]
+"""
+
+
+def test_a_strangers_rule_is_scored_as_it_was_trained(folder, site):
+    site.add("cubed-dist", {"resume_cubed": CUBED})
+    text = TINY.replace("architectures:\n", "architectures:\n  - {type: cubed, d_sae: 16}\n")
+    assert text != TINY
+    (folder / "registry.yaml").write_text(text)
+    assert run(folder).code == 0
+    found = [cell for cell in cells(folder) if cell["architecture"]["type"] == "cubed"]
+    assert found
+    assert all(cell["status"] == "done" and cell["metrics"]["reconstruction/mse"]["status"] == "ok" for cell in found)

@@ -329,6 +329,7 @@ def test_local_checkpoints_are_loaded(tiny_name, tmp_path, suffix):
     torch.testing.assert_close(clean, wanted.detach())
 
 
+@pytest.mark.uses_global_rng(reason="open_clip draws a model's weights from the global generator")
 def test_a_folder_with_configuration_and_weights_is_a_model(tiny_name, tmp_path):
     import open_clip
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from jaxtyping import Float, Int
@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench_core.errors import InputError, StoreError
-from saebench_core.interfaces.backbone import Backbone
+from saebench_core.errors import InputError, PluginError, StoreError
+from saebench_core.interfaces.backbone import ActivationBatch, Backbone
 from saebench_core.interfaces.constraint import Statistics
 from saebench_core.interfaces.context import ActivationReader, Progress, Split
 from saebench_core.randomness import named_generator
@@ -75,7 +75,7 @@ class LiveReader:
 
     def take(self, first: int, order: Int[Tensor, " rows"]) -> Float[Tensor, "rows d_in"]:
         """Draw the window that starts at ``first`` and return its rows in the given order."""
-        parts = [batch.inputs for batch in self.backbone.stream(self.site, self.split, first, order.numel())]
+        parts = [_inputs(batch) for batch in self.backbone.stream(self.site, self.split, first, order.numel())]
         return torch.cat(parts).to(self.device)[order.to(self.device)]
 
 
@@ -121,22 +121,25 @@ def collect(backbone: Backbone, site: str, split: Split, rows: int, folder: Path
     Raises:
         StoreError: if the split gives no row.
     """
+    blocks = _rebatch(backbone, site, split, rows, SHARD_ROWS, torch.device("cpu"))
+    manifest = _write_shards(blocks, folder, lambda done: progress(f"activations {split}", done, rows))
+    if not manifest["rows"]:
+        raise StoreError(f"the split {split} has no activations at {site}")
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _write_shards(blocks: Iterator[Tensor], folder: Path, told: Callable[[int], None]) -> dict[str, Any]:
+    """Write blocks of rows; shards are in bf16 for as long as that loses nothing, each says its own format."""
     shards: list[str] = []
-    written, kind, width = 0, torch.float32, 0
-    for index, block in enumerate(_rebatch(backbone, site, split, rows, SHARD_ROWS, torch.device("cpu"))):
-        if index == 0:
-            kind = torch.bfloat16 if torch.equal(block.bfloat16().float(), block) else torch.float32
-        elif kind == torch.bfloat16 and not torch.equal(block.bfloat16().float(), block):
-            raise StoreError(f"{site}: rows of the first shard were exact in bf16, later ones are not")
+    written = width = 0
+    for index, block in enumerate(blocks):
+        exact = torch.equal(block.bfloat16().float(), block)
         name = f"shard-{index:05d}.safetensors"
-        save_file({"activations": block.to(kind).contiguous()}, folder / name)
+        save_file({"activations": (block.bfloat16() if exact else block).contiguous()}, folder / name)
         shards.append(name)
         written, width = written + block.shape[0], block.shape[1]
-        progress(f"activations {split}", written, rows)
-    if not written:
-        raise StoreError(f"the split {split} has no activations at {site}")
-    manifest = {"rows": written, "d_in": width, "dtype": str(kind).removeprefix("torch."), "shards": shards}
-    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        told(written)
+    return {"rows": written, "d_in": width, "shards": shards}
 
 
 def _rebatch(
@@ -146,7 +149,7 @@ def _rebatch(
     waiting: list[Tensor] = []
     held = 0
     for batch in backbone.stream(site, split, 0, rows):
-        waiting.append(batch.inputs.to(device))
+        waiting.append(_inputs(batch).to(device))
         held += batch.inputs.shape[0]
         while held >= batch_size:
             joined = torch.cat(waiting)
@@ -154,6 +157,17 @@ def _rebatch(
             waiting, held = [joined[batch_size:]], held - batch_size
     if held:
         yield torch.cat(waiting)
+
+
+def _inputs(batch: ActivationBatch) -> Tensor:
+    """Return the rows; targets of their own are refused rather than passed over.
+
+    Raises:
+        PluginError: if the targets are not the inputs.
+    """
+    if batch.targets is not batch.inputs:
+        raise PluginError("the backbone gives targets that are not its inputs; only autoencoders are trained")
+    return batch.inputs
 
 
 def statistics_rows(d_in: int) -> int:
@@ -183,10 +197,12 @@ class ShuffledRows:
     """Training batches in the order of a seed.
 
     Attributes:
-        order_sha256: hash over the row numbers of all batches given so far.
+        order_sha256: hash over the source of the rows and the numbers of all rows given so far.
     """
 
-    def __init__(self, reader: RandomAccess, available: int | None, total: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, reader: RandomAccess, available: int | None, total: int, batch_size: int, seed: int, source: str = ""
+    ) -> None:
         self.rows = total if available is None else min(available, total)
         if self.rows < batch_size:
             raise InputError(f"there are {self.rows} training rows, less than one batch of {batch_size}")
@@ -194,7 +210,7 @@ class ShuffledRows:
         self.total = total
         self.batch_size = batch_size
         self.seed = seed
-        self.order_sha256 = hashlib.sha256(f"{self.rows}/{total}/{batch_size}".encode()).hexdigest()
+        self.order_sha256 = hashlib.sha256(f"{source}/{self.rows}/{total}/{batch_size}".encode()).hexdigest()
 
     def batches(self) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Yield ``total / batch_size`` batches; rows come again, newly permuted, when they run out."""

@@ -93,7 +93,7 @@ class Opened:
         return collect_records(self.plan, self.store, self.failures, self.workdir)
 
     def sweep(self) -> Sweep:
-        """Return the record of this sweep, kept or new."""
+        """Return the record of this sweep; one that was started before keeps its start time."""
         sweep = Sweep(
             sweep_id=self.registry.sweep_id,
             name=self.registry.name,
@@ -102,7 +102,8 @@ class Opened:
             cells=tuple(cell.cell_id for cell in self.registry.active),
             environment=_environment(self.environment),
         )
-        return next((kept for kept in self.journal.sweeps() if kept.sweep_id == sweep.sweep_id), sweep)
+        kept = next((kept for kept in self.journal.sweeps() if kept.sweep_id == sweep.sweep_id), sweep)
+        return sweep.model_copy(update={"started_ms": kept.started_ms})
 
 
 @final

@@ -12,7 +12,8 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast, final
@@ -67,7 +68,17 @@ class Plugin:
 
     def identity(self) -> dict[str, str]:
         """Return what product keys hold of the plugin."""
-        return {"distribution": self.distribution, "version": self.version, "source": self.source_digest}
+        own = {"distribution": self.distribution, "version": self.version, "source": self.source_digest}
+        return own | {f"depends:{name}": _version_of(name) for name in self.spec.depends}
+
+
+@lru_cache(maxsize=64)
+def _version_of(distribution: str) -> str:
+    """Return the version of an installed distribution, read without importing it."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "missing"
 
 
 @final

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Final, Literal, cast, final
 
 from saebench_core.catalog import Catalog
@@ -23,24 +24,29 @@ __all__ = ["Environment", "Estimate", "Plan", "Product", "Task", "make_plan"]
 Kind = Literal["activations", "metric", "train", "score"]
 
 _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
-    "activations": ("activations.py", "interfaces/backbone.py", "randomness.py"),
-    "metric": ("interfaces/metric.py", "interfaces/backbone.py", "kernels.py"),
+    "activations": ("activations.py", "interfaces/backbone.py", "kernels.py", "randomness.py", "sources"),
+    "metric": (
+        "activations.py", "interfaces/metric.py", "interfaces/backbone.py", "kernels.py", "randomness.py", "sources",
+        "tasks/score.py",
+    ),
     "train": (
         "activations.py", "kernels.py", "rules.py", "objectives.py", "sae.py", "randomness.py",
-        "interfaces/architecture.py", "interfaces/constraint.py", "training/calibration.py", "training/certificate.py",
-        "training/controllers.py", "training/loop.py", "training/trainee.py", "tasks/train.py",
+        "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py",
     ),
-    "score": ("kernels.py", "rules.py", "sae.py", "interfaces/metric.py"),
+    "score": ("kernels.py", "rules.py", "sae.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
 }  # fmt: skip
-"""Core modules that shape a product; an edit of one makes its products anew."""
+"""Core modules, and folders of them, that shape a product; an edit of one makes its products anew."""
 
 
 @lru_cache(maxsize=8)
 def core_digest(kind: Kind) -> str:
     """Return the hash of the core modules that shape products of a kind."""
+    root = Path(str(files("saebench_core")))
     digest = hashlib.sha256()
     for name in _CORE[kind]:
-        digest.update(name.encode() + b"\0" + files("saebench_core").joinpath(name).read_bytes())
+        place = root / name
+        for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -118,11 +124,6 @@ class Task:
     def done(self, store: Store) -> bool:
         """Say whether all products are there."""
         return all(store.has(product.kind, product.key) for product in self.products)
-
-    @cached_property
-    def failure_key(self) -> str:
-        """Key under which a failure of this task is kept."""
-        return content_key([product.key for product in self.products])
 
 
 @final

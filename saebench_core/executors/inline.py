@@ -33,7 +33,8 @@ def run_inline(
     worked = 0
     for task in _ordered(plan):
         if task.done(bench.store):
-            failures.clear(task)
+            for product in task.products:
+                failures.clear(product)
             continue
         if not _ready(task, bench):
             continue
@@ -52,7 +53,7 @@ def _ordered(plan: Plan) -> list[Task]:
 def _ready(task: Task, bench: Workbench) -> bool:
     """Say whether what a task reads is there; a score needs its own cell's SAE only."""
     for needed in task.needs:
-        if needed.kind == "train":
+        if needed.kind == "train" and task.kind == "score":
             mine = {cell.cell_id for cell in task.cells}
             products = [
                 product for cell, product in zip(needed.cells, needed.products, strict=True) if cell.cell_id in mine

@@ -86,3 +86,4 @@ class ArchitectureSpec:
     build: Callable[[Any], Architecture]
     summary: str
     source: str = ""
+    depends: tuple[str, ...] = ()

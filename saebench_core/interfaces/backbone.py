@@ -34,8 +34,12 @@ class BackboneConfig(EntryConfig):
 
     bookkeeping: ClassVar[frozenset[str]] = frozenset({"name", "sites", "l0", "training"})
 
-    sites: tuple[str, ...] | None = Field(None, description="Places that are read; by default the only one there is.")
-    l0: tuple[PositiveFloat, ...] | None = Field(None, description="Target L0s that replace the registry's here.")
+    sites: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Places that are read; by default the only one there is."
+    )
+    l0: tuple[PositiveFloat, ...] | None = Field(
+        None, min_length=1, description="Target L0s that replace the registry's here."
+    )
     training: Any = Field(None, description="Training settings that replace the registry's here.")
     seed: int = Field(0, description="Seed of the backbone itself: features, corpus cut, splits.")
 
@@ -199,9 +203,11 @@ class BackboneSpec:
         build: makes the backbone from a configuration, loading nothing.
         summary: one line for lists.
         source: where it comes from.
+        depends: distributions whose versions shape its numbers, beside the plugin's own and torch.
     """
 
     config: type[BackboneConfig]
     build: Callable[[Any], Backbone]
     summary: str
     source: str = ""
+    depends: tuple[str, ...] = ()

@@ -96,8 +96,9 @@ def draw_directions(draw: BaseDraw, init: Init, statistics: Statistics) -> Float
         rows = draw.uniform * (6 / draw.uniform.shape[1]) ** 0.5
     else:
         values, vectors = torch.linalg.eigh(statistics.covariance.to(torch.float64))
-        root = vectors * values.clamp(min=0).sqrt()
-        rows = (draw.normal.to(torch.float64) @ root.T).to(torch.float32)
+        # the symmetric root: any other depends on the signs and the order of eigenvectors, which no library fixes
+        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+        rows = (draw.normal.to(torch.float64) @ root).to(torch.float32)
     return torch.nn.functional.normalize(rows, dim=1)
 
 
@@ -146,3 +147,4 @@ class ConstraintSpec:
     build: Callable[[Any], Constraint]
     summary: str
     source: str = ""
+    depends: tuple[str, ...] = ()

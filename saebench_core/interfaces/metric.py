@@ -167,3 +167,4 @@ class MetricSpec:
     build: Callable[[Any], Metric]
     summary: str
     source: str = ""
+    depends: tuple[str, ...] = ()

@@ -154,9 +154,11 @@ class Registry:
 
     @property
     def sweep_id(self) -> str:
-        """Hash of name, cells and metrics: the same registry is the same sweep."""
+        """Hash of name, active cells and metrics: the same registry is the same sweep."""
         metrics = [entry.identity | {"name": entry.name} for entry in self.metrics]
-        return content_key({"name": self.name, "cells": [cell.cell_id for cell in self.cells], "metrics": metrics})[:16]
+        return content_key({"name": self.name, "cells": [cell.cell_id for cell in self.active], "metrics": metrics})[
+            :16
+        ]
 
     def metrics_of(self, cell: Cell) -> tuple[Entry[MetricConfig], ...]:
         """Return the metrics that score a cell."""

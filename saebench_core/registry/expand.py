@@ -11,7 +11,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from saebench_core.catalog import Catalog
-from saebench_core.errors import InputError, nearest
+from saebench_core.errors import InputError, SaebenchError, nearest
 from saebench_core.interfaces.architecture import Architecture, ArchitectureConfig, Shape
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription
 from saebench_core.interfaces.constraint import Constraint, ConstraintConfig
@@ -85,6 +85,7 @@ class _Expansion:
         sites = [site for index, entry in enumerate(self.entries["backbones"]) for site in self._sites(index, entry)]
         self.stop_on_problems()
         cells = tuple(self._exclude(self._cells(sites)))
+        self._check_possible(cells)
         self._check_use(cells)
         self.stop_on_problems()
         return Registry(
@@ -124,8 +125,8 @@ class _Expansion:
     def _sites(self, index: int, entry: Entry[BackboneConfig]) -> Iterator[_Site]:
         try:
             description = cast(Backbone, entry.instance).describe()
-        except InputError as error:
-            self.problem(("backbones", index), f"backbones[{index}] ({entry.name}): {error}")
+        except Exception as error:  # a plugin may raise anything
+            self.problem(("backbones", index), f"backbones[{index}] ({entry.name}): {_words(error)}")
             return
         self.descriptions[entry.name] = description
         names = entry.config.sites or tuple(description.sites)
@@ -158,51 +159,43 @@ class _Expansion:
             return None
 
     def _cells(self, sites: Sequence[_Site]) -> Iterator[Cell]:
-        architectures = list(enumerate(cast(list[Entry[ArchitectureConfig]], self.entries["architectures"])))
+        architectures = cast(list[Entry[ArchitectureConfig]], self.entries["architectures"])
         constraints = cast(list[Entry[ConstraintConfig]], self.entries["constraints"])
-        for site in sites:
-            for index, architecture in architectures:
-                if not applies(architecture.config.only, site.backbone):
-                    continue
-                d_sae = architecture.config.width(site.d_in)
-                for l0 in self._possible(index, architecture, site, d_sae):
-                    for constraint, seed in itertools.product(constraints, self.model.seeds):
-                        if applies(constraint.config.only, site.backbone):
-                            yield Cell(
-                                site.backbone,
-                                site.name,
-                                architecture,
-                                constraint,
-                                site.d_in,
-                                d_sae,
-                                l0,
-                                seed,
-                                site.training,
-                            )
+        for site, architecture in itertools.product(sites, architectures):
+            if not applies(architecture.config.only, site.backbone):
+                continue
+            d_sae = architecture.config.width(site.d_in)
+            for l0, constraint, seed in itertools.product(site.l0, constraints, self.model.seeds):
+                if applies(constraint.config.only, site.backbone):
+                    sizes = (site.d_in, d_sae, l0, seed)
+                    yield Cell(site.backbone, site.name, architecture, constraint, *sizes, site.training)
 
-    def _possible(
-        self, index: int, architecture: Entry[ArchitectureConfig], site: _Site, d_sae: int
-    ) -> Iterator[float]:
-        """Yield the targets that the architecture can have, and note the others."""
-        own = site.backbone.config.l0 is not None
-        position = self.entries["backbones"].index(site.backbone)
-        for number, l0 in enumerate(site.l0):
-            location: Location = ("backbones", position, "l0", number) if own else ("l0", number)
-            if l0 > d_sae:
-                self.problem(
-                    location,
-                    f"l0 {l0:g} is more than the {d_sae} latents of {architecture.name} on {site.backbone.name}",
-                )
+    def _check_possible(self, cells: Sequence[Cell]) -> None:
+        """Refuse active cells that no SAE can have: more active latents than there are, a rule that cannot."""
+        seen: set[tuple[int, str, int, int, float]] = set()
+        for cell in cells:
+            where = (id(cell.backbone), cell.site, id(cell.architecture), id(cell.constraint), cell.l0)
+            if cell.excluded or where in seen:
                 continue
-            shape = Shape(site.d_in, d_sae, l0)
+            seen.add(where)
+            name = f"{cell.architecture.name} on {cell.backbone.name}"
+            if cell.l0 > cell.d_sae:
+                self.problem(self._l0_place(cell), f"l0 {cell.l0:g} is more than the {cell.d_sae} latents of {name}")
+                continue
+            shape = Shape(cell.d_in, cell.d_sae, cell.l0)
+            who = name
             try:
-                recipe = cast(Architecture, architecture.instance).recipe(shape)
-                for constraint in self.entries["constraints"]:
-                    cast(Constraint, constraint.instance).adapt(recipe, shape)
-            except InputError as error:
-                self.problem(location, f"{architecture.name} on {site.backbone.name}: {error}")
-                continue
-            yield l0
+                recipe = cast(Architecture, cell.architecture.instance).recipe(shape)
+                who = f"{name}, {cell.constraint.name}"
+                cast(Constraint, cell.constraint.instance).adapt(recipe, shape)
+            except Exception as error:  # a plugin may raise anything
+                self.problem(self._l0_place(cell), f"{who}: {_words(error)}")
+
+    def _l0_place(self, cell: Cell) -> Location:
+        own = cell.backbone.config.l0
+        if own is not None:
+            return ("backbones", self.entries["backbones"].index(cell.backbone), "l0", own.index(cell.l0))
+        return ("l0", self.model.l0.index(cell.l0))
 
     def _exclude(self, cells: Iterator[Cell]) -> Iterator[Cell]:
         rules = [rule.model_dump() for rule in self.model.exclude]
@@ -261,6 +254,12 @@ class _Expansion:
             for position, value in enumerate(values):
                 if value in values[:position]:
                     self.problem((*location, position), f"{dotted(location)}: {value} is given twice")
+
+
+def _words(error: Exception) -> str:
+    """Return an error of a plugin in one line; one that is not meant for users names its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, SaebenchError) else f"the plugin failed: {type(error).__name__}: {text}"
 
 
 def _site_list(description: BackboneDescription) -> str:

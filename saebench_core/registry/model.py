@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import or_
 from typing import Annotated, Any, Literal
@@ -87,7 +87,11 @@ def validate(document: Document, catalog: Catalog) -> RegistryModel:
     """
     model = registry_model(catalog)
     try:
-        return model.model_validate(document.data)
+        checked = model.model_validate(document.data)
+        problems = list(_converted(document.data, checked.model_dump(), (), document))
+        if problems:
+            raise InputError(*problems)
+        return checked
     except ValidationError as error:
         problems = [
             _describe(details, document, catalog, model)
@@ -95,6 +99,20 @@ def validate(document: Document, catalog: Catalog) -> RegistryModel:
             if not _echo(details)
         ]
         raise InputError(*dict.fromkeys(problems)) from error
+
+
+def _converted(given: Any, taken: Any, location: Location, document: Document) -> Iterator[str]:
+    """Yield a problem for every text or truth value that pydantic took for a number, or the reverse."""
+    if isinstance(given, dict) and isinstance(taken, dict):
+        for key in given.keys() & taken.keys():
+            yield from _converted(given[key], taken[key], (*location, key), document)
+    elif isinstance(given, list) and isinstance(taken, list | tuple):
+        for index, (one, other) in enumerate(zip(given, taken, strict=False)):
+            yield from _converted(one, other, (*location, index), document)
+    elif isinstance(given, str | bool) and isinstance(taken, int | float | bool) and type(given) is not type(taken):
+        wanted = "true or false" if isinstance(taken, bool) else "a number"
+        kind = "text" if isinstance(given, str) else "a truth value"
+        yield f"{document.where(location)} {dotted(location)}: expected {wanted}, not {kind} (given: {given!r})"
 
 
 def _echo(details: ErrorDetails) -> bool:

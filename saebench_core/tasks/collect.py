@@ -88,9 +88,13 @@ def collect_record(cell: Cell, plan: Plan, store: Store, failures: Failures, wor
 
 def _error(task: Task, cell: Cell, store: Store, failures: Failures) -> str | None:
     """Return the error that keeps a task from being done: its own, or that of one it needs."""
-    kept = failures.of(task)
-    if kept is not None and (not kept["cells"] or cell.cell_id in kept["cells"]):
-        return str(kept["cells"].get(cell.cell_id, kept["error"]))
+    if task.kind == "train":
+        mine = [product for one, product in zip(task.cells, task.products, strict=True) if one.cell_id == cell.cell_id]
+    else:
+        mine = list(task.products)
+    for product in mine or task.products:
+        if (error := failures.of(product)) is not None:
+            return error
     for needed in task.needs:
         if needed.kind == "train" and needed is not task and task.kind == "score":
             continue  # the SAE is there; only what the score needs beside it can be missing

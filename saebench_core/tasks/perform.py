@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from saebench_core.errors import SaebenchError
-from saebench_core.plan import Plan, Task
+from saebench_core.plan import Plan, Product, Task
 from saebench_core.store import write_atomically
 from saebench_core.tasks.score import prepare_metric, score
 from saebench_core.tasks.train import GroupError, train
@@ -26,14 +25,21 @@ def perform(task: Task, plan: Plan, bench: Workbench, failures: Failures) -> str
     try:
         _perform(task, plan, bench)
     except GroupError as error:
-        failures.keep(task, str(error), error.failures)
+        for cell, product in zip(task.cells, task.products, strict=True):
+            if cell.cell_id in error.failures:
+                failures.keep(product, task.label, error.failures[cell.cell_id])
+            else:
+                failures.clear(product)
         return str(error)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may try to end the process; the other tasks go on
         text = str(error).strip().splitlines()
         message = text[0] if isinstance(error, SaebenchError) and text else f"{type(error).__name__}: {' '.join(text)}"
-        failures.keep(task, message, {cell.cell_id: message for cell in task.cells})
+        for product in task.products:
+            if not bench.store.has(product.kind, product.key):
+                failures.keep(product, task.label, message)
         return message
-    failures.clear(task)
+    for product in task.products:
+        failures.clear(product)
     return None
 
 
@@ -63,26 +69,25 @@ def _twin_folders(task: Task, plan: Plan, bench: Workbench) -> dict[str, Path]:
 
 @final
 class Failures:
-    """Errors of tasks, kept on disk until the task succeeds."""
+    """Why products could not be made, kept on disk until they are."""
 
     def __init__(self, workdir: Path) -> None:
         self.root = workdir / "failures"
 
-    def _path(self, task: Task) -> Path:
-        return self.root / f"{task.failure_key}.json"
+    def _path(self, product: Product) -> Path:
+        return self.root / f"{product.key}.json"
 
-    def keep(self, task: Task, message: str, by_cell: Mapping[str, str]) -> None:
-        """Keep the error of a task, and of the cells it concerns alone."""
-        content = {"task": task.label, "error": message, "cells": dict(by_cell)}
-        write_atomically(self._path(task), json.dumps(content, indent=1, sort_keys=True))
+    def keep(self, product: Product, label: str, message: str) -> None:
+        """Keep the error of a product, with the label of the task that was to make it."""
+        write_atomically(self._path(product), json.dumps({"task": label, "error": message}, indent=1, sort_keys=True))
 
-    def clear(self, task: Task) -> None:
-        """Forget a task's error."""
-        self._path(task).unlink(missing_ok=True)
+    def clear(self, product: Product) -> None:
+        """Forget a product's error."""
+        self._path(product).unlink(missing_ok=True)
 
-    def of(self, task: Task) -> dict[str, Any] | None:
-        """Return the kept error of a task: ``{"error", "cells"}``, or None."""
+    def of(self, product: Product) -> str | None:
+        """Return the kept error of a product, or None."""
         try:
-            return dict(json.loads(self._path(task).read_text(encoding="utf-8")))
+            return str(json.loads(self._path(product).read_text(encoding="utf-8"))["error"])
         except FileNotFoundError:
             return None

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, NamedTuple, cast, final
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,9 +20,10 @@ from saebench_core.plan import Product, Task, core_digest
 from saebench_core.randomness import named_generator
 from saebench_core.registry import Cell
 from saebench_core.sae import SparseAutoencoder
+from saebench_core.store import content_key
 from saebench_core.tasks.workbench import Workbench
 from saebench_core.training.calibration import quantile_threshold
-from saebench_core.training.certificate import certify, frozen_hashes, realised
+from saebench_core.training.certificate import Origin, certify, realised
 from saebench_core.training.loop import Curve, train_group
 from saebench_core.training.trainee import Trainee
 
@@ -116,18 +117,25 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
     )
     failures: dict[str, str] = {}
     trainees = _trainees([cell for cell, _ in missing], group, failures)
-    before = {name: frozen_hashes(trainee.sae, trainee.frozen) for name, trainee in trainees.items()}
-    stream = ShuffledRows(reader, reader.rows, settings.total_rows, settings.batch_size, first.seed)
+    source = content_key({"backbone": identity, "site": first.site})
+    stream = ShuffledRows(reader, reader.rows, settings.total_rows, settings.batch_size, first.seed, source)
     heldout = next(iter(group.calibration.batches(_HELDOUT_ROWS)))
-    outcome = train_group(trainees, stream, group.scale, heldout, bench.progress, task.label)
+    outcome = train_group(
+        {name: trainee for name, (trainee, _) in trainees.items()},
+        stream,
+        group.scale,
+        heldout,
+        bench.progress,
+        task.label,
+    )
     failures |= {name: _one_line(error) for name, error in outcome.failures.items()}
     for cell, product in missing:
         if cell.cell_id in failures:
             continue
         try:
-            finished = _Finished(cell, trainees[cell.cell_id], outcome.curves[cell.cell_id], group)
+            finished = _Finished(cell, *trainees[cell.cell_id], outcome.curves[cell.cell_id], group)
             folder = twins.get(cell.cell_id)
-            sae, facts = finished.close(before[cell.cell_id], outcome.batch_order_sha256, folder)
+            sae, facts = finished.close(outcome.batch_order_sha256, folder)
             bench.make(product, lambda path, s=sae, f=facts, c=finished: c.write(path, s, f))  # type: ignore[misc]
         except Exception as error:  # a plugin's finish or certify may raise anything
             failures[cell.cell_id] = _one_line(error)
@@ -142,8 +150,16 @@ def _one_line(error: Exception) -> str:
     )
 
 
-def _trainees(cells: list[Cell], group: _Group, failures: dict[str, str]) -> dict[str, Trainee]:
-    made: dict[str, Trainee] = {}
+@final
+class _Made(NamedTuple):
+    """A trainee, and the hashes from before its first step."""
+
+    trainee: Trainee
+    origin: Origin
+
+
+def _trainees(cells: list[Cell], group: _Group, failures: dict[str, str]) -> dict[str, _Made]:
+    made: dict[str, _Made] = {}
     for cell in cells:
         try:
             made[cell.cell_id] = _trainee(cell, group)
@@ -152,16 +168,19 @@ def _trainees(cells: list[Cell], group: _Group, failures: dict[str, str]) -> dic
     return made
 
 
-def _trainee(cell: Cell, group: _Group) -> Trainee:
+def _trainee(cell: Cell, group: _Group) -> _Made:
     shape = Shape(cell.d_in, cell.d_sae, cell.l0)
     constraint = cast(Constraint, cell.constraint.instance)
     architecture = cast(Architecture, cell.architecture.instance)
     recipe = constraint.adapt(architecture.recipe(shape), shape)
     device = group.bench.device
-    start = Start(*(tensor.to(device) for tensor in start_of(cell, group.statistics)))
+    draw = base_draw(cell)
+    drawn = constraint.initialise(draw, cell.constraint.config.init, group.statistics)
+    start = Start(*(tensor.to(device) for tensor in drawn))
     mean = (group.statistics.mean / group.scale).to(device, torch.float32)
     b_dec = mean if cell.training.b_dec_init == "mean" else torch.zeros_like(mean)
-    return Trainee(recipe, constraint, start, b_dec, cell.training, shape)
+    trainee = Trainee(recipe, constraint, start, b_dec, cell.training, shape)
+    return _Made(trainee, Origin.of(draw, trainee.sae, trainee.frozen))
 
 
 @final
@@ -171,22 +190,19 @@ class _Finished:
 
     cell: Cell
     trainee: Trainee
+    origin: Origin
     curve: Curve
     group: _Group
 
-    def close(
-        self, before: Mapping[str, str], batch_order_sha256: str, twin: Path | None
-    ) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    def close(self, batch_order_sha256: str, twin: Path | None) -> tuple[SparseAutoencoder, dict[str, Any]]:
         """Fold, finish, calibrate and certify; return the SAE in raw space and its facts."""
         trainee, group = self.trainee, self.group
-        certificate = certify(
-            base_draw(self.cell), trainee.start, trainee.sae, trainee.constraint, before, batch_order_sha256
-        )
         folded = trainee.sae.folded(group.scale)
         loaded = group.bench.load_sae(twin) if twin else None
         sae = trainee.constraint.finish(folded, loaded)
         thresholds = self._calibrate(sae, group.calibration)
         found = realised(sae, group.evaluation)
+        certificate = certify(self.origin, trainee.start, trainee.sae, sae, trainee.constraint, batch_order_sha256)
         certificate |= found
         facts = {
             "certificate": certificate,

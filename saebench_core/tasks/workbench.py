@@ -14,7 +14,7 @@ from saebench_core.catalog import Catalog, Plugin
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig
 from saebench_core.interfaces.context import Progress, Split
 from saebench_core.interfaces.entry import Json
-from saebench_core.plan import Environment, Product, activations_product
+from saebench_core.plan import Environment, Product, activations_product, core_digest
 from saebench_core.randomness import named_generator
 from saebench_core.registry import Entry
 from saebench_core.sae import SparseAutoencoder
@@ -144,6 +144,7 @@ class PluginContext:
             "name": self.plugin.name,
             "device": environment.device,
             "torch": environment.torch,
+            "core": core_digest("activations"),
         }
         return self.bench.make(Product.of("derived", identity), build)
 

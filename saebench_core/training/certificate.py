@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 
@@ -12,7 +13,7 @@ from saebench_core.interfaces.context import ActivationReader
 from saebench_core.randomness import tensor_sha256
 from saebench_core.sae import SparseAutoencoder
 
-__all__ = ["certify", "frozen_hashes", "realised"]
+__all__ = ["Origin", "certify", "frozen_hashes", "realised"]
 
 _BATCH = 4096
 
@@ -33,32 +34,53 @@ def realised(sae: SparseAutoencoder, reader: ActivationReader) -> dict[str, floa
     return {"realised_l0": float(fires.sum()) / rows, "alive_share": float((fires > 0).double().mean())}
 
 
+@final
+@dataclass(frozen=True)
+class Origin:
+    """Hashes taken before the first step.
+
+    Attributes:
+        base_draw_sha256: of the random numbers, taken after the constraint has used them.
+        w_dec_start_sha256: of the decoder that training starts from.
+        frozen: of every frozen tensor, in training space.
+    """
+
+    base_draw_sha256: str
+    w_dec_start_sha256: str
+    frozen: Mapping[str, str]
+
+    @classmethod
+    def of(cls, draw: BaseDraw, sae: SparseAutoencoder, frozen: frozenset[str]) -> Origin:
+        """Hash a draw and the SAE that was made from it."""
+        return cls(tensor_sha256(draw.normal), tensor_sha256(sae.w_dec), frozen_hashes(sae, frozen))
+
+
 def certify(
-    draw: BaseDraw,
+    origin: Origin,
     start: Start,
-    sae: SparseAutoencoder,
+    trained: SparseAutoencoder,
+    finished: SparseAutoencoder,
     constraint: Constraint,
-    before: Mapping[str, str],
     batch_order_sha256: str,
 ) -> dict[str, Any]:
     """Return the certificate, but for what `realised` measures.
 
     Args:
-        draw: base draw of the seed.
+        origin: hashes from before the first step.
         start: weights as drawn.
-        sae: the trained SAE, in training space.
+        trained: the SAE after the last step, in training space, as the frozen tensors are hashed.
+        finished: the SAE that is saved, in raw space.
         constraint: adds its own facts.
-        before: hashes of the frozen tensors before training.
-        batch_order_sha256: hash of the order of all rows seen.
+        batch_order_sha256: hash of the stream and of the order of all rows seen.
     """
-    cosine = torch.nn.functional.cosine_similarity(sae.w_dec.detach().double(), start.w_dec.double(), dim=1)
-    after = frozen_hashes(sae, frozenset(before))
+    cosine = torch.nn.functional.cosine_similarity(finished.w_dec.detach().double(), start.w_dec.double(), dim=1)
+    after = frozen_hashes(trained, frozenset(origin.frozen))
     return {
-        "base_draw_sha256": tensor_sha256(draw.normal),
+        "base_draw_sha256": origin.base_draw_sha256,
         "batch_order_sha256": batch_order_sha256,
-        "w_dec_start_sha256": tensor_sha256(start.w_dec),
-        "frozen": {name: {"before": before[name], "after": after[name]} for name in before},
+        "w_dec_start_sha256": origin.w_dec_start_sha256,
+        "frozen": {name: {"before": before, "after": after[name]} for name, before in origin.frozen.items()},
         "decoder_cosine": {"min": float(cosine.min()), "mean": float(cosine.mean())},
         "at_bound_share": None,
-        **constraint.certify(sae, start),
+        **constraint.certify(finished, start),
     }

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from saebench_core import activations as module
 from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, collect, measure, statistics_rows
-from saebench_core.errors import InputError, StoreError
+from saebench_core.errors import InputError, PluginError, StoreError
+from saebench_core.interfaces.backbone import ActivationBatch
 from tests.helpers.training import MemoryBackbone, MemoryReader, normal, quiet
 
 CPU = torch.device("cpu")
@@ -28,9 +30,9 @@ def live(values, rows=None, part=7):
     return LiveReader(backbone, "values", "train", rows or len(values), values.shape[1], CPU)
 
 
-def stored(values, folder, part=7, rows=None):
+def stored(values, folder, part=7, rows=None, kind=MemoryBackbone):
     folder.mkdir()
-    collect(MemoryBackbone(values, part), "values", "train", len(values), folder, quiet)
+    collect(kind(values, part), "values", "train", len(values), folder, quiet)
     return StoredReader(folder, CPU, rows)
 
 
@@ -72,8 +74,9 @@ def test_a_stored_reader_can_be_cut_short(tmp_path):
     assert long.rows == 20
 
 
-def number_format(folder):
-    return json.loads((folder / "manifest.json").read_text())["dtype"]
+def number_format(folder, shard=0):
+    names = json.loads((folder / "manifest.json").read_text())["shards"]
+    return str(load_file(folder / names[shard])["activations"].dtype).removeprefix("torch.")
 
 
 def test_rows_are_stored_in_bf16_only_where_that_loses_nothing(tmp_path):
@@ -92,8 +95,19 @@ def test_rows_are_stored_in_bf16_only_where_that_loses_nothing(tmp_path):
 def test_rows_that_stop_being_exact_in_bf16_are_not_rounded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SHARD_ROWS", 10)
     values = torch.cat([normal(10, 4).bfloat16().float(), normal(10, 4)])
-    with pytest.raises(StoreError, match="bf16"):
-        stored(values, tmp_path / "a")
+    reader = stored(values, tmp_path / "a")
+    assert torch.equal(torch.cat(list(reader.batches(7))), values)
+    assert [number_format(tmp_path / "a", shard) for shard in (0, 1)] == ["bfloat16", "float32"]
+
+
+def test_targets_of_their_own_are_refused(tmp_path):
+    class Transcoded(MemoryBackbone):
+        def stream(self, *place):
+            for batch in super().stream(*place):
+                yield ActivationBatch(batch.inputs, batch.inputs + 1)
+
+    with pytest.raises(PluginError, match="targets"):
+        stored(numbered(8), tmp_path / "a", kind=Transcoded)
 
 
 def test_a_split_without_rows_is_an_error(tmp_path):

@@ -72,7 +72,7 @@ def test_cov_directions_follow_the_covariance():
     found = draw()
     rows = draw_directions(found, "cov", statistics).double()
     values, vectors = torch.linalg.eigh(statistics.covariance)
-    samples = found.normal.double() * values.clamp(min=0).sqrt() @ vectors.T
+    samples = found.normal.double() @ (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     torch.testing.assert_close(rows, torch.nn.functional.normalize(samples, dim=1), rtol=1e-5, atol=1e-6)
     # the samples themselves have the covariance: each entry within six standard errors of Wishart's law
     empirical = samples.T @ samples / M
@@ -126,3 +126,13 @@ def test_encoders_start_as_a_copy_of_the_transposed_decoder(name):
     assert torch.equal(start.w_enc, start.w_dec.T)
     start.w_enc.zero_()
     assert float(start.w_dec.abs().sum()) > 0
+
+
+def test_cov_directions_do_not_hang_on_the_basis_of_equal_variances():
+    found = draw()
+    size = found.normal.shape[1]
+    alike = Statistics(1000, torch.zeros(size).double(), float(size), torch.eye(size, dtype=torch.float64))
+    noise = torch.randn(size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1e-13
+    nearly = Statistics(1000, alike.mean, alike.mean_square_norm, alike.covariance + noise + noise.T)
+    rows = [draw_directions(found, "cov", statistics) for statistics in (alike, nearly)]
+    torch.testing.assert_close(*rows, rtol=0, atol=1e-6)

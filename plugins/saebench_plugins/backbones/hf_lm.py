@@ -381,5 +381,6 @@ def register_backbones() -> list[BackboneSpec]:
             build=HfLm,
             summary="Causal language models of transformers: hub, local folder or GGUF file",
             source="https://github.com/huggingface/transformers",
+            depends=("transformers", "tokenizers"),
         )
     ]

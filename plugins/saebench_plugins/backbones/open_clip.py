@@ -296,5 +296,6 @@ def register_backbones() -> list[BackboneSpec]:
             build=OpenClip,
             summary="Image transformer of a CLIP: by name, from a checkpoint, or a small one trained here",
             source="open_clip (Ilharco et al. 2021); paper appendix G",
+            depends=("open_clip_torch", "torchvision"),
         )
     ]

@@ -280,5 +280,6 @@ def register_metrics() -> list[MetricSpec]:
             build=SparseProbing,
             summary="Accuracy of linear probes on the one or few latents that differ most between classes",
             source="Gurnee et al. 2023; SAEBench sparse probing",
+            depends=("scikit-learn",),
         )
     ]

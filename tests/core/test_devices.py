@@ -9,7 +9,7 @@ from saebench_core.activations import LiveReader, StoredReader, collect, measure
 from saebench_core.interfaces.metric import Subject
 from saebench_core.rules import BatchTopK
 from saebench_core.training.calibration import quantile_threshold
-from saebench_core.training.certificate import certify, frozen_hashes, realised
+from saebench_core.training.certificate import Origin, certify, realised
 from saebench_core.training.loop import train_group
 from tests.helpers.contexts import FakeContext
 from tests.helpers.training import (
@@ -36,9 +36,9 @@ CPU = torch.device("cpu")
 
 def trained(name):
     trainee = make_trainee(*name, x=X, training=settings(4, dead_rows=BATCH))
-    before = frozen_hashes(trainee.sae, trainee.frozen)
+    origin = Origin.of(base_draw(), trainee.sae, trainee.frozen)
     outcome = train_group({"one": trainee}, stream(X, settings(4)), 1.0, X[:50], quiet, "test")
-    certificate = certify(base_draw(), trainee.start, trainee.sae, trainee.constraint, before, "order")
+    certificate = certify(origin, trainee.start, trainee.sae, trainee.sae, trainee.constraint, "order")
     return trainee, outcome, certificate, realised(trainee.sae.folded(2.0), MemoryReader(X))
 
 

@@ -7,7 +7,7 @@ import torch
 
 from saebench_core.objectives import Objective, Term, WeightedTerm
 from saebench_core.randomness import tensor_sha256
-from saebench_core.training.certificate import certify, frozen_hashes
+from saebench_core.training.certificate import Origin, certify, frozen_hashes
 from saebench_core.training.trainee import TrainingDivergedError
 from tests.helpers.training import (
     BATCH,
@@ -276,10 +276,10 @@ def test_certificates_tell_frozen_from_moved():
     found = {}
     for constraint in ("trained", "frozen_decoder", "frozen_encoder"):
         trainee = make_trainee("batch_topk", constraint)
-        before = frozen_hashes(trainee.sae, trainee.frozen)
+        origin = Origin.of(draw, trainee.sae, trainee.frozen)
         for number, batch in enumerate(batches(10)):
             trainee.step(batch, number)
-        found[constraint] = certify(draw, trainee.start, trainee.sae, trainee.constraint, before, "order")
+        found[constraint] = certify(origin, trainee.start, trainee.sae, trainee.sae, trainee.constraint, "order")
     assert {len({c[key] for c in found.values()}) for key in ("base_draw_sha256", "w_dec_start_sha256")} == {1}
     assert found["trained"]["frozen"] == {}
     hashes = found["frozen_decoder"]["frozen"]["W_dec"]
@@ -289,7 +289,7 @@ def test_certificates_tell_frozen_from_moved():
     assert found["frozen_decoder"]["decoder_cosine"]["min"] == pytest.approx(1.0, abs=1e-6)
     assert found["trained"]["decoder_cosine"]["min"] < 0.999
     moved = make_trainee("batch_topk", "frozen_decoder")
-    before = frozen_hashes(moved.sae, moved.frozen)
+    origin = Origin.of(draw, moved.sae, moved.frozen)
     moved.sae.w_dec.add_(1e-3)
-    told = certify(draw, moved.start, moved.sae, moved.constraint, before, "order")["frozen"]["W_dec"]
+    told = certify(origin, moved.start, moved.sae, moved.sae, moved.constraint, "order")["frozen"]["W_dec"]
     assert told["before"] != told["after"]

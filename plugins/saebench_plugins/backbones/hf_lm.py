@@ -82,7 +82,8 @@ class HfLmConfig(BackboneConfig):
         1, ge=0, description="Leading ordinary tokens of a sequence that are no rows either: attention sinks."
     )
     max_norm_multiple: PositiveFloat | None = Field(
-        10.0, description="Rows with a norm above so many medians are left out of every split; null: none."
+        10.0,
+        description="Rows with a norm above so many medians are in no split (probes still read them); null: no limit.",
     )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: every tensor redrawn from a normal with its mean and deviation."

@@ -25,7 +25,7 @@ from saebench_core.cli.show import headline
 from saebench_core.report import show
 
 TARGET: Final = Path(__file__).parent / "images" / "comparison.svg"
-WIDTH: Final = 114
+WIDTH: Final = 140
 FORMAT: Final = """\
 <svg class="{unique_id}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>

@@ -2,7 +2,7 @@
 
 An SAE step touches ``L0`` of ``d_sae`` latents a row. Selection is made without gradients from one dense
 product; everything after it works on the selected entries. Where so many are selected that a dense product
-is cheaper (`DENSE_SHARE`), the same functions take the dense path: outputs agree, only the cost differs.
+may be cheaper (above `DENSE_SHARE`), the same functions take the dense path: outputs agree, only the cost differs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 __all__ = ["Codes", "Selection", "decode", "encode_at", "select_above", "select_batch_topk", "select_row_topk"]
 
 DENSE_SHARE = 0.08
-"""Share of selected entries above which dense products win (measured on 2 cores, see docs/architecture.md)."""
+"""Share of selected entries above which dense products are taken; a cautious guess, not a tuned bound."""
 
 _SPARSE_DEVICES = frozenset({"cpu", "cuda"})
 _GATHER_ELEMENTS = 1 << 18

@@ -369,7 +369,7 @@ _STEP_OVERHEAD: Final = 4e-3
 
 
 def _train_cost(group: Sequence[Cell]) -> Estimate:
-    """Return the cost of a group: a step is a few encoder products and a constant (measured on 2 cores)."""
+    """Return the cost of a group: a step is a few encoder products and a constant, at rough rates for 2 cores."""
     seconds = 0.0
     for cell in group:
         if not cast(Constraint, cell.constraint.instance).trains:

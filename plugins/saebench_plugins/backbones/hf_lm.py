@@ -51,7 +51,7 @@ __all__ = ["HfLm", "HfLmConfig"]
 
 _MODEL_FILES: Final = frozenset({".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"})
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
-_CPU_FLOPS: Final = {"bf16": 4e11, "fp32": 1.5e11}  # measured with SmolLM2-135M on two cores
+_CPU_FLOPS: Final = {"bf16": 4e11, "fp32": 1.5e11}  # rough rates of SmolLM2-135M on two cores
 _CUDA_FLOPS: Final = 5e13
 
 

@@ -105,6 +105,8 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
         for cell, product in zip(task.cells, task.products, strict=True)
         if not bench.store.has(product.kind, product.key)
     ]
+    if not missing:  # another process has published them since this task was looked at
+        return
     first = missing[0][0]
     settings = first.training
     reader = bench.reader(first.backbone, identity, first.site, "train", settings.total_rows)

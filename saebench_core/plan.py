@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, cast, final
 
 from saebench_core.catalog import Catalog
+from saebench_core.errors import PluginError
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig
 from saebench_core.interfaces.constraint import Constraint
 from saebench_core.interfaces.context import Split
@@ -186,11 +187,14 @@ class _Planner:
         self._shared: dict[tuple[str, ...], Task] = {}
         self._backbones: dict[str, dict[str, Any]] = {}
         self._twins: dict[str, Product] = {}
+        self._prepared: set[str] = set()
 
     def plan(self, cells: tuple[Cell, ...]) -> Plan:
         train: dict[str, tuple[Task, Product]] = {}
         scores: dict[tuple[str, str], Task] = {}
-        for group in _groups(self._with_twins(cells)):
+        for cell in cells:
+            self._depth(cell)
+        for group in self._groups(self._with_twins(cells)):
             task = self._train(group, train)
             for cell, product in zip(group, task.products, strict=True):
                 train[cell.cell_id] = (task, product)
@@ -209,10 +213,37 @@ class _Planner:
         result: list[Cell] = []
         for cell in cells:
             twin = self._twin(cell)
-            if twin is not None and twin.cell_id not in known:
+            while twin is not None and twin.cell_id not in known:
                 known.add(twin.cell_id)
-                result.append(twin)
+                result.insert(0, twin)
+                twin = self._twin(twin)
         return (*result, *cells)
+
+    def _depth(self, cell: Cell) -> int:
+        """Return how many SAEs must be trained before this one.
+
+        Raises:
+            PluginError: if constraints need one another in a circle.
+        """
+        seen: list[str] = []
+        one: Cell | None = cell
+        while one is not None:
+            if one.constraint.type in seen:
+                circle = " -> ".join([*seen, one.constraint.type])
+                raise PluginError(f"constraints need one another in a circle: {circle}")
+            seen.append(one.constraint.type)
+            one = self._twin(one)
+        return len(seen) - 1
+
+    def _groups(self, cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, ...]]:
+        """Yield the cells that see the same stream; twins that others start from come in groups before them."""
+        waiting: dict[tuple[int, str, str, str, str], list[Cell]] = {}
+        for cell in cells:
+            training = canonical_json(cell.training.model_dump(mode="json"))
+            key = (self._depth(cell), cell.backbone.name, cell.site, str(cell.seed), training)
+            waiting.setdefault(key, []).append(cell)
+        for key in sorted(waiting, key=lambda key: key[0]):
+            yield tuple(waiting[key])
 
     def _twin(self, cell: Cell) -> Cell | None:
         needs = cast(Constraint, cell.constraint.instance).needs
@@ -243,12 +274,21 @@ class _Planner:
             product = activations_product(self._backbone_identity(entry), site, split, rows)
             description = self.registry.descriptions[entry.name]
             estimate = Estimate(
-                rows * description.seconds_per_row, description.memory_bytes, rows * description.sites[site] * 4
+                rows * description.seconds_per_row,
+                description.memory_bytes,
+                rows * description.sites[site] * 4 + self._preparation(entry),
             )
             label = f"activations | {entry.name} | {site} | {split}, {rows:,} rows"
             task = Task("activations", label, (product,), (), (), entry, site, split, rows, estimate=estimate)
             self._shared[shared] = self._add(task)
         return self._shared[shared]
+
+    def _preparation(self, entry: Entry[BackboneConfig]) -> int:
+        """Return what a backbone's preparation stores, to the first task that asks."""
+        if entry.name in self._prepared:
+            return 0
+        self._prepared.add(entry.name)
+        return self.registry.descriptions[entry.name].disk_bytes
 
     def _train(self, group: tuple[Cell, ...], train: Mapping[str, tuple[Task, Product]]) -> Task:
         first = group[0]
@@ -307,12 +347,13 @@ class _Planner:
             label = f"prepare | {metric.name} | {cell.backbone.name} | {cell.site}"
             product = Product.of("metric", identity)
             description = self.registry.descriptions[cell.backbone.name]
-            estimate = Estimate(1.0 if description.regenerates else 15.0, description.memory_bytes, 1 << 20)
             needs = tuple(
                 self._activations(cell.backbone, cell.site, split, rows)
                 for split, rows in instance.rows().items()
                 if not description.regenerates
             )
+            disk = instance.stored_bytes(description, cell.site) + self._preparation(cell.backbone)
+            estimate = Estimate(1.0 if description.regenerates else 15.0, description.memory_bytes, disk)
             task = Task(
                 "metric", label, (product,), needs, (), cell.backbone, cell.site, metric=metric, estimate=estimate
             )
@@ -345,17 +386,6 @@ def activations_product(backbone: Mapping[str, Any], site: str, split: Split, ro
     """Return the product that holds a split's first rows."""
     identity = {"backbone": backbone, "site": site, "split": split, "rows": rows, "core": core_digest("activations")}
     return Product.of("activations", identity)
-
-
-def _groups(cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, ...]]:
-    """Yield the cells that see the same stream; twins that others start from come in groups before them."""
-    waiting: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        later = cast(Constraint, cell.constraint.instance).needs is not None
-        training = canonical_json(cell.training.model_dump(mode="json"))
-        waiting.setdefault((str(int(later)), cell.backbone.name, cell.site, str(cell.seed), training), []).append(cell)
-    for key in sorted(waiting, key=lambda key: key[0]):
-        yield tuple(waiting[key])
 
 
 def sae_bytes(cell: Cell) -> int:

@@ -53,6 +53,7 @@ class BackboneDescription:
         sites: every site with its width ``d_in``.
         regenerates: rows can be drawn again at will for next to nothing, so they are never stored.
         memory_bytes: memory that the loaded backbone needs.
+        disk_bytes: what `Backbone.prepare` stores beside activations: conversions, corpora, a model trained here.
         seconds_per_row: estimate for one row of activations on this machine.
         facts: further sizes for plan and report.
     """
@@ -61,6 +62,7 @@ class BackboneDescription:
     sites: Mapping[str, int]
     regenerates: bool = False
     memory_bytes: int = 0
+    disk_bytes: int = 0
     seconds_per_row: float = 1e-6
     facts: Mapping[str, Json] = field(default_factory=dict)
 

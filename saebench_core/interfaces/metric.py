@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saebench_core.errors import PluginError
-from saebench_core.interfaces.backbone import Backbone
+from saebench_core.interfaces.backbone import Backbone, BackboneDescription
 from saebench_core.interfaces.context import MetricContext, Split
 from saebench_core.interfaces.entry import EntryConfig, Json
 from saebench_core.sae import SparseAutoencoder
@@ -153,6 +153,10 @@ class Metric(ABC):
     def rows(self) -> Mapping[Split, int]:
         """Return how many rows of each split `prepare` or `score` ask for with ``context.activations``."""
         return {}
+
+    def stored_bytes(self, description: BackboneDescription, site: str) -> int:
+        """Return about how much room `Prepared` takes on the disk, for the plan."""
+        return 1 << 20
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the contents that the metric reads beside its configuration, such as files."""

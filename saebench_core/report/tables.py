@@ -250,16 +250,20 @@ def _place(
 def _learned(
     entries: Sequence[Entry], floor: float | None, direction: Direction
 ) -> tuple[str | None, float | None, str]:
-    """Return the best twin, ``(trained - best twin) / (trained - floor)``, and why the latter is undefined."""
+    """Return the best twin, ``(trained - best twin) / (trained - floor)``, and why the latter is undefined.
+
+    Of several trained entries (such as one for each init) the best stands for all.
+    """
     if direction == "none":
         return None, None, "no direction is better"
-    trained = next((entry for entry in entries if entry.trained and entry.values), None)
+    sign = 1.0 if direction == "higher" else -1.0
+    full = [entry for entry in entries if entry.trained and entry.values]
+    trained = max(full, key=lambda entry: sign * statistics.fmean(entry.values.values()), default=None)
     twins = [entry for entry in entries if not entry.trained and entry.valid_null and entry.values]
     if not any(entry.values for entry in entries):
         return None, None, "no values"
     if trained is None or not twins:
         return None, None, "no trained SAE" if trained is None else "no twin that is a null for this score"
-    sign = 1.0 if direction == "higher" else -1.0
     best = max(twins, key=lambda entry: sign * statistics.fmean(entry.values.values()))
     shared = sorted(trained.values.keys() & best.values.keys())  # twins are pairs: the same seed, data and draw
     if floor is None:

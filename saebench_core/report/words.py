@@ -9,6 +9,7 @@ from saebench_core.report.tables import Entry, ScoreRow
 __all__ = ["FLAGS", "VERDICTS", "entry_notes", "entry_text", "flag_notes", "learned_text", "number", "plain"]
 
 FLAGS: Final = {
+    "repeated_rows": "the training split has fewer rows than the budget, so rows came more than once",
     "missed_l0": "the realised L0 misses its target by more than 2 %, so the comparison is not at equal sparsity",
     "not_converged": "explained variance was still rising when training ended: a longer training may change the score",
     "collapsed": "the SAE collapsed (its latents stay off, or carry nothing); it is left out of means",

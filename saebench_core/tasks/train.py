@@ -135,7 +135,9 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
         if cell.cell_id in failures:
             continue
         try:
-            finished = _Finished(cell, *trainees[cell.cell_id], outcome.curves[cell.cell_id], group)
+            finished = _Finished(
+                cell, *trainees[cell.cell_id], outcome.curves[cell.cell_id], group, stream.rows < stream.total
+            )
             folder = twins.get(cell.cell_id)
             sae, facts = finished.close(outcome.batch_order_sha256, folder)
             bench.make(product, lambda path, s=sae, f=facts, c=finished: c.write(path, s, f))  # type: ignore[misc]
@@ -195,6 +197,7 @@ class _Finished:
     origin: Origin
     curve: Curve
     group: _Group
+    repeated: bool
 
     def close(self, batch_order_sha256: str, twin: Path | None) -> tuple[SparseAutoencoder, dict[str, Any]]:
         """Fold, finish, calibrate and certify; return the SAE in raw space and its facts."""
@@ -226,7 +229,7 @@ class _Finished:
 
     def _flags(self, found: Mapping[str, float]) -> list[str]:
         """Name what a reader must know before believing the cell."""
-        flags = []
+        flags = ["repeated_rows"] if self.repeated else []
         target = self.cell.l0
         if abs(found["realised_l0"] - target) > _L0_TOLERANCE * target:
             flags.append("missed_l0")

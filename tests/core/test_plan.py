@@ -19,6 +19,7 @@ from saebench_core import (
     ConstraintSpec,
 )
 from saebench_core.catalog import Catalog, Plugin, make_catalog
+from saebench_core.errors import PluginError
 from saebench_core.plan import Environment
 from saebench_core.store import Store
 from tests.helpers.distributions import Site, architecture
@@ -70,13 +71,28 @@ class Later(Constraint):
         return frozenset()
 
 
+class LatestConfig(ConstraintConfig):
+    type: Literal["latest"] = "latest"
+    after: str = "later"
+
+
+class Latest(Later):
+    """A constraint that starts from a twin that starts from a twin."""
+
+    def __init__(self, config):
+        self.needs = config.after
+
+
 def with_own(catalog=None):
-    specs = [BackboneSpec(StoredConfig, Stored, "stored"), ConstraintSpec(LaterConfig, Later, "later")]
-    own = [Plugin(kind, spec.summary, spec, "own", "1", "0") for kind, spec in zip(KINDS, specs, strict=True)]
+    specs = {
+        "stored": ("backbone", BackboneSpec(StoredConfig, Stored, "stored")),
+        "later": ("constraint", ConstraintSpec(LaterConfig, Later, "later")),
+        "latest": ("constraint", ConstraintSpec(LatestConfig, Latest, "latest")),
+    }
+    own = [Plugin(kind, name, spec, "own", "1", "0") for name, (kind, spec) in specs.items()]
     return Catalog([*(catalog or built_in()), *own], ())
 
 
-KINDS = ("backbone", "constraint")
 STORED = changed(
     ("name: toy, type: synthetic, d_in: 8, n_features: 16, ", "type: stored, sites: [a]"),
     ("probability: {type: constant, p: 0.1}", ""),
@@ -180,6 +196,30 @@ def test_a_twin_that_a_constraint_starts_from_is_trained_before_it(trained):
         assert (start.constraint.type, start.seed, start.l0) == ("trained", cell.seed, cell.l0)
     assert kinds(plan)["score"] == 2 * len(plan.cells), "a twin that is no cell has no scores"
     assert ("trained" in {cell.constraint.type for cell in plan.cells}) is trained
+
+
+def test_a_twin_of_a_twin_is_trained_before_both():
+    plan = plan_of(later_text(trained=False).replace("{type: later}", "{type: latest}"), with_own())
+    for cell in (cell for cell in plan.cells if cell.constraint.type == "latest"):
+        chain = [plan.train[cell.cell_id][0]]
+        for constraint in ("later", "trained"):
+            (before,) = [needed for needed in chain[-1].needs if needed.kind == "train"]
+            assert constraint in {one.constraint.type for one in before.cells}
+            assert plan.tasks.index(before) < plan.tasks.index(chain[-1])
+            chain.append(before)
+
+
+def test_constraints_that_need_one_another_in_a_circle_are_refused():
+    text = later_text(trained=False).replace("{type: later}", "{type: latest, after: latest}")
+    with pytest.raises(PluginError, match=r"circle: latest -> latest"):
+        plan_of(text, with_own())
+
+
+def test_the_disk_that_a_preparation_takes_is_counted_once(monkeypatch):
+    small = sum(task.estimate.disk_bytes for task in plan_of(STORED, with_own()).tasks)
+    sized = BackboneDescription("other", {"a": 8, "b": 6}, seconds_per_row=0.5, disk_bytes=12_345)
+    monkeypatch.setattr(Stored, "describe", lambda self: sized)
+    assert sum(task.estimate.disk_bytes for task in plan_of(STORED, with_own()).tasks) == small + 12_345
 
 
 def test_the_same_twin_is_the_same_product_whether_it_is_a_cell_or_not():

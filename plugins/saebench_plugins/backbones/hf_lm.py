@@ -150,9 +150,15 @@ class HfLm(Backbone):
             modality="language",
             sites=self._sites(),
             memory_bytes=sizes.parameters * (2 if slim else 4),
+            disk_bytes=self._corpus_bytes() + (sizes.parameters * (2 if slim else 4) if self._is_gguf else 0),
             seconds_per_row=2 * body * share / speed,
             facts={"layers": sizes.layers, "vocabulary": sizes.vocabulary, "parameters": sizes.parameters},
         )
+
+    def _corpus_bytes(self) -> int:
+        """Return the room of the packed corpus: an id for each token, two counts for each sequence."""
+        rows = self.config.max_tokens * (1 + 2 * self.config.holdout)
+        return math.ceil(4 * rows * (1 + 2 / self.config.context))
 
     def _sites(self) -> dict[str, int]:
         return {f"layers.{number}": self._sizes.width for number in range(self._sizes.layers)}

@@ -138,6 +138,7 @@ class OpenClip(Backbone):
             modality="vision",
             sites=sites,
             memory_bytes=4 * sizes.parameters,
+            disk_bytes=4 * sizes.parameters if isinstance(self.config.model, Contrastive) else 0,
             seconds_per_row=per_token * (sizes.patches + 1) / tokens / FLOPS,
             facts=facts,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saebench_core import (
     Backbone,
+    BackboneDescription,
     InputError,
     Json,
     LanguageModel,
@@ -124,6 +125,13 @@ class SparseProbing(Metric):
         if isinstance(backbone, LanguageModel):
             return NotApplicable("no labelled texts: sparse_probing has no `tasks` for this language model")
         return NotApplicable("the backbone reads neither texts nor labelled images")
+
+    def stored_bytes(self, description: BackboneDescription, site: str) -> int:
+        """Count every token of every item as full; items of a task with several classes are counted once."""
+        tokens = description.facts.get("tokens_per_image")
+        each = tokens if isinstance(tokens, int) else self.config.max_tokens
+        items = max(1, len(self.config.tasks)) * (self.config.train_size + self.config.test_size)
+        return items * each * description.sites[site] * 4
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the tables."""

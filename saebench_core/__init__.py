@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from saebench_core.errors import (
         nearest as nearest,
     )
+    from saebench_core.formats import (
+        Checkpoint as Checkpoint,
+    )
+    from saebench_core.formats import (
+        read_checkpoint as read_checkpoint,
+    )
     from saebench_core.hookspecs import hookimpl as hookimpl
     from saebench_core.interfaces.architecture import (
         Architecture as Architecture,
@@ -232,6 +238,7 @@ _HOME: dict[str, str] = {
     name: module
     for module, names in {
         "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
+        "formats": ("Checkpoint", "read_checkpoint"),
         "hookspecs": ("hookimpl",),
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (

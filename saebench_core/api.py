@@ -29,10 +29,11 @@ from saebench_core.tasks.perform import Failures
 from saebench_core.tasks.workbench import pick_dtype
 from saebench_core.tracking import SafeTracker
 
-__all__ = ["Interruption", "Listener", "Opened", "RunReport", "open_registry", "run"]
+__all__ = ["Interruption", "Listener", "Opened", "RunReport", "open_registry", "reopen", "run"]
 
 _PACKAGES: Final = ("saebench-core", "torch", "transformers", "open_clip_torch", "scikit-learn", "numpy", "mlflow")
 _SPACE_MARGIN: Final = 1.1
+_OVERRIDE: Final = "# --set "
 
 
 class Interruption(KeyboardInterrupt):
@@ -94,11 +95,12 @@ class Opened:
 
     def sweep(self) -> Sweep:
         """Return the record of this sweep; one that was started before keeps its start time."""
+        text = self.registry.text.rstrip("\n") + "\n"
         sweep = Sweep(
             sweep_id=self.registry.sweep_id,
             name=self.registry.name,
             started_ms=time.time_ns() // 1_000_000,
-            registry=self.registry.text + "".join(f"# --set {override}\n" for override in self.registry.overrides),
+            registry=text + "".join(f"{_OVERRIDE}{override}\n" for override in self.registry.overrides),
             cells=tuple(cell.cell_id for cell in self.registry.active),
             environment=_environment(self.environment),
         )
@@ -155,6 +157,29 @@ def open_registry(
         registry = load_registry(document, catalog, tuple(overrides))
     else:
         registry = read_registry(Path(source), catalog, overrides)
+    return _planned(registry, catalog, workdir, only)
+
+
+def reopen(sweep: Sweep, workdir: Path, catalog: Catalog) -> Opened:
+    """Plan a sweep of the journal again, as the registry and the plugins are now.
+
+    Args:
+        sweep: from the journal; its text ends with the overrides that were in force.
+        workdir: folder of the journal.
+        catalog: installed plugins.
+
+    Raises:
+        InputError: if the registry is no longer valid here.
+    """
+    lines = sweep.registry.splitlines()
+    overrides: list[str] = []
+    while lines and lines[-1].startswith(_OVERRIDE):
+        overrides.insert(0, lines.pop().removeprefix(_OVERRIDE))
+    document = Document(f"sweep {sweep.name} ({sweep.sweep_id})", "\n".join(lines) + "\n", overrides)
+    return _planned(load_registry(document, catalog, tuple(overrides)), catalog, workdir.absolute(), ())
+
+
+def _planned(registry: Registry, catalog: Catalog, workdir: Path, only: Sequence[str]) -> Opened:
     chosen = pick_device(registry.runtime.device)
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
     cells: tuple[Cell, ...] | None = registry.select(only) if only else None
@@ -192,7 +217,7 @@ def run(
     listener.plan(opened.plan, waiting)
     sweep = opened.journal.write_sweep(opened.sweep())
     tracker = SafeTracker(tracking_uri, opened.workdir) if track else None
-    with _termination(), _threads(opened.registry.runtime.threads):
+    with _termination(), _threads(opened.registry.runtime.threads), opened.store.hold(sweep.sweep_id):
         try:
             worked = _work(opened, sweep, tracker, listener)
         except BaseException:

@@ -14,18 +14,20 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from saebench_core.errors import StoreError
 
 __all__ = ["Store", "canonical_json", "content_key", "file_sha256", "write_atomically"]
 
 DONE: Final = "DONE"
+_HOLDS: Final = ".holds"
 
 
 def canonical_json(value: object) -> str:
@@ -189,3 +191,42 @@ class Store:
         """Yield the keys of all complete products of a kind."""
         for done in sorted((self.root / kind).glob(f"*/[!.]*/{DONE}")):  # a draft's name starts with a dot
             yield done.parent.name
+
+    @contextmanager
+    def locked(self, kind: str, key: str) -> Iterator[bool]:
+        """Lock a product's place without waiting; yield False where another process is building there."""
+        place = self.path(kind, key)
+        lock = FileLock(str(place.with_name(f".{key}.lock")))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    @contextmanager
+    def hold(self, sweep_id: str) -> Iterator[None]:
+        """Say that this process works on a sweep; the kernel ends the hold when the process dies."""
+        path = self.root / _HOLDS / f"{sweep_id}.{uuid.uuid4().hex}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(path):
+                yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def held(self) -> set[str]:
+        """Return the sweeps that a running process works on."""
+        found = set()
+        for path in sorted((self.root / _HOLDS).glob("*.lock")):
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                found.add(path.name.partition(".")[0])
+            else:
+                lock.release()
+        return found

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from scipy.sparse import csc_array
 from torch import Tensor
 
 from saebench_core import (
@@ -70,6 +72,20 @@ class SyntheticConfig(BackboneConfig):
     lognormal_sigma: NonNegativeFloat = Field(0.25, description="Sigma of the log-normal magnitudes.")
 
 
+class _Block(NamedTuple):
+    """Active entries of a block, row by row.
+
+    Attributes:
+        bounds: where each row's entries begin, and where the last end.
+        cols: their features, ascending in a row.
+        values: their magnitudes.
+    """
+
+    bounds: Int[Tensor, " bounds"]
+    cols: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"]
+
+
 class Synthetic(Backbone):
     """Draws rows in fixed blocks; exposes features, probabilities and codes."""
 
@@ -89,7 +105,7 @@ class Synthetic(Backbone):
             sites={self.site: config.d_in},
             regenerates=True,
             memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in,
-            seconds_per_row=2e-6 + 2e-8 * self._expected_l0() * (1 + config.d_in / 16),
+            seconds_per_row=1e-7 + 1e-8 * self._expected_l0() * (1 + config.d_in / 100),
             facts={"n_features": config.n_features, "expected_l0": round(self._expected_l0(), 3)},
         )
 
@@ -144,28 +160,38 @@ class Synthetic(Backbone):
         """Rows never end."""
         return None
 
-    def _block(self, split: Split, index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rows, features and magnitudes of a block's active entries, sorted by row.
+    def _block(self, split: Split, index: int) -> _Block:
+        """Draw a block.
 
         A Bernoulli(p) is a Poisson(-log(1 - p)) that is not zero, so the active entries are the distinct places
-        of a Poisson number of points: exact, and the work grows with the number of active entries only.
+        of a Poisson number of points: exact, and the work grows with the number of active entries only. Points are
+        drawn feature by feature; as a sparse matrix by columns they come into rows in linear time, where sorting
+        them was half of the whole cost.
         """
         if self._probabilities is None:
             raise RuntimeError("the synthetic backbone is not prepared")
         generator = named_generator(self.config.seed, "synthetic", split, index)
         rates = -torch.log1p(-self._probabilities) * _BLOCK
-        points = torch.poisson(rates, generator=generator).long()
-        feature = torch.arange(points.numel(), device="cpu").repeat_interleave(points)
-        row = torch.randint(_BLOCK, (feature.numel(),), generator=generator, device="cpu")
-        place = torch.unique(row * points.numel() + feature)
-        normal = torch.randn(place.numel(), generator=generator, device="cpu")
-        return place // points.numel(), place % points.numel(), torch.exp(self.config.lognormal_sigma * normal)
+        points = torch.poisson(rates, generator=generator).numpy().astype(np.int32)
+        ends = np.zeros(points.size + 1, dtype=np.int32)
+        np.cumsum(points, out=ends[1:])
+        row = torch.randint(_BLOCK, (int(ends[-1]),), generator=generator, device="cpu").numpy().astype(np.int32)
+        by_row = csc_array((np.ones(row.size, np.int8), row, ends), shape=(_BLOCK, points.size)).tocsr()
+        cols, starts = by_row.indices, by_row.indptr
+        repeated = np.zeros(cols.size, dtype=bool)
+        np.equal(cols[1:], cols[:-1], out=repeated[1:])
+        repeated[starts[:-1][starts[:-1] < cols.size]] = False  # the first of a row follows another row's last
+        bounds = starts - np.concatenate([[0], repeated.cumsum()])[starts]
+        normal = torch.randn(int(bounds[-1]), generator=generator, device="cpu")
+        values = torch.exp(self.config.lognormal_sigma * normal)
+        return _Block(torch.from_numpy(bounds.astype(np.int64)), torch.from_numpy(cols[~repeated]).long(), values)
 
     def _codes(self, split: Split, index: int, first: int, last: int) -> Codes:
-        rows, cols, values = self._block(split, index)
-        inside = slice(int((rows < first).sum()), int((rows < last).sum()))
-        selection = Selection(rows[inside] - first, cols[inside], last - first, self.config.n_features)
-        return Codes(selection, values[inside])
+        block = self._block(split, index)
+        bounds = block.bounds[first : last + 1]
+        inside = slice(int(bounds[0]), int(bounds[-1]))
+        rows = torch.arange(last - first, device="cpu").repeat_interleave(bounds.diff())
+        return Codes(Selection(rows, block.cols[inside], last - first, self.config.n_features), block.values[inside])
 
     def codes(self, split: Split, start: int, rows: int) -> Codes:
         """Return the true coefficients of rows ``start`` to ``start + rows``."""
@@ -182,9 +208,15 @@ class Synthetic(Backbone):
         """Yield rows block by block; bit-equal for any cut."""
         features = self.features().to("cpu")
         for index, first, last in _cuts(start, rows):
-            codes = self._codes(split, index, first, last)
+            block = self._block(split, index)
+            bounds = block.bounds[first : last + 1]
+            inside = slice(int(bounds[0]), int(bounds[-1]))
             x = torch.nn.functional.embedding_bag(
-                codes.selection.cols, features, codes.selection.offsets, mode="sum", per_sample_weights=codes.values
+                block.cols[inside],
+                features,
+                bounds[:-1] - bounds[0],
+                mode="sum",
+                per_sample_weights=block.values[inside],
             ).to(self._device)
             yield ActivationBatch(x, x)
 

@@ -30,6 +30,15 @@ if TYPE_CHECKING:
         Checkpoint as Checkpoint,
     )
     from saebench_core.formats import (
+        CheckpointFormat as CheckpointFormat,
+    )
+    from saebench_core.formats import (
+        checkpoint_files as checkpoint_files,
+    )
+    from saebench_core.formats import (
+        checkpoint_sizes as checkpoint_sizes,
+    )
+    from saebench_core.formats import (
         read_checkpoint as read_checkpoint,
     )
     from saebench_core.hookspecs import hookimpl as hookimpl
@@ -122,6 +131,18 @@ if TYPE_CHECKING:
     )
     from saebench_core.interfaces.entry import Json as Json
     from saebench_core.interfaces.entry import Model as Model
+    from saebench_core.interfaces.loaded import (
+        LoadedArchitecture as LoadedArchitecture,
+    )
+    from saebench_core.interfaces.loaded import (
+        LoadedConfig as LoadedConfig,
+    )
+    from saebench_core.interfaces.loaded import (
+        LoadedShape as LoadedShape,
+    )
+    from saebench_core.interfaces.loaded import (
+        LoadedSpec as LoadedSpec,
+    )
     from saebench_core.interfaces.metric import (
         Metric as Metric,
     )
@@ -238,7 +259,9 @@ _HOME: dict[str, str] = {
     name: module
     for module, names in {
         "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
-        "formats": ("Checkpoint", "read_checkpoint"),
+        "formats": (
+            "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_sizes", "read_checkpoint",
+        ),
         "hookspecs": ("hookimpl",),
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
@@ -251,6 +274,7 @@ _HOME: dict[str, str] = {
         ),
         "interfaces.context": ("ActivationReader", "Context", "MetricContext", "Progress", "Split"),
         "interfaces.entry": ("Json", "Model"),
+        "interfaces.loaded": ("LoadedArchitecture", "LoadedConfig", "LoadedShape", "LoadedSpec"),
         "interfaces.metric": (
             "Metric", "MetricConfig", "MetricSpec", "NotApplicable", "Prepared", "Score", "ScoreInfo", "Scored",
             "Subject",

@@ -26,12 +26,13 @@ from saebench_core.interfaces.architecture import ArchitectureConfig, Architectu
 from saebench_core.interfaces.backbone import BackboneConfig, BackboneSpec
 from saebench_core.interfaces.constraint import ConstraintConfig, ConstraintSpec
 from saebench_core.interfaces.entry import EntryConfig, Kind, entry_type
+from saebench_core.interfaces.loaded import LoadedConfig, LoadedSpec
 from saebench_core.interfaces.metric import MetricConfig, MetricSpec
 from saebench_core.sae import SparseAutoencoder, inference_rule, read_config
 
 __all__ = ["Catalog", "LoadFailure", "Plugin", "PluginChoice", "Spec", "make_catalog"]
 
-Spec = BackboneSpec | ArchitectureSpec | ConstraintSpec | MetricSpec
+Spec = BackboneSpec | ArchitectureSpec | LoadedSpec | ConstraintSpec | MetricSpec
 
 CORE_DISTRIBUTION: Final = "saebench-core"
 ALLOW_VARIABLE: Final = "SAEBENCH_LOAD_PLUGINS"
@@ -253,7 +254,8 @@ def _load(
         _refuse_defaults(implementation.function)
         kind, spec_type, config_type = _KINDS[caller.name]
         for spec in cast(Sequence[Spec], implementation.function()):
-            name = _checked_name(spec, spec_type, config_type)
+            loaded = kind == "architecture" and isinstance(spec, LoadedSpec)
+            name = _checked_name(spec, *((LoadedSpec, LoadedConfig) if loaded else (spec_type, config_type)))
             found.append(Plugin(kind, name, spec, distribution, version, digest))
     return found
 

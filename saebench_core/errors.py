@@ -12,6 +12,7 @@ __all__ = [
     "PluginError",
     "SaebenchError",
     "StoreError",
+    "in_words",
     "nearest",
 ]
 
@@ -55,3 +56,9 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for the closest allowed name, or an empty string."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def in_words(error: Exception) -> str:
+    """Return an error of a plugin in one line; one that is not meant for users names its kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, SaebenchError) else f"the plugin failed: {type(error).__name__}: {text}"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saebench_core.interfaces.architecture import ArchitectureSpec
     from saebench_core.interfaces.backbone import BackboneSpec
     from saebench_core.interfaces.constraint import ConstraintSpec
+    from saebench_core.interfaces.loaded import LoadedSpec
     from saebench_core.interfaces.metric import MetricSpec
 
 __all__ = [
@@ -49,14 +50,14 @@ def register_backbones() -> Sequence[BackboneSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
-def register_architectures() -> Sequence[ArchitectureSpec]:  # type: ignore[empty-body]
+def register_architectures() -> Sequence[ArchitectureSpec | LoadedSpec]:  # type: ignore[empty-body]
     """Return the SAE architectures that a plugin offers.
 
     Called as `register_backbones` is, with the same rules. An architecture combines a selection rule and loss
     terms from ``saebench_core``, or its own; every constraint is applied to it by the roles of its tensors.
 
     Returns:
-        A plain sequence of `ArchitectureSpec`.
+        A plain sequence of `ArchitectureSpec`; `LoadedSpec` for an SAE that is loaded as it is.
 
     Since version 0.1.
     """

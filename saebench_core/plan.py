@@ -16,13 +16,14 @@ from saebench_core.errors import PluginError
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig
 from saebench_core.interfaces.constraint import Constraint
 from saebench_core.interfaces.context import Split
+from saebench_core.interfaces.loaded import LoadedArchitecture
 from saebench_core.interfaces.metric import Metric, MetricConfig
 from saebench_core.registry import Cell, Entry, Registry
 from saebench_core.store import Store, canonical_json, content_key
 
 __all__ = ["Environment", "Estimate", "Plan", "Product", "Task", "make_plan"]
 
-Kind = Literal["activations", "metric", "train", "score"]
+Kind = Literal["activations", "metric", "load", "train", "score"]
 
 _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
     "activations": ("activations.py", "interfaces/backbone.py", "kernels.py", "randomness.py", "sources"),
@@ -30,9 +31,13 @@ _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
         "activations.py", "interfaces/metric.py", "interfaces/backbone.py", "kernels.py", "randomness.py", "sources",
         "tasks/score.py",
     ),
+    "load": (
+        "activations.py", "formats", "kernels.py", "rules.py", "sae.py", "interfaces/loaded.py",
+        "training/certificate.py", "tasks/load.py",
+    ),
     "train": (
         "activations.py", "kernels.py", "rules.py", "objectives.py", "sae.py", "randomness.py",
-        "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py",
+        "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/references.py",
     ),
     "score": ("kernels.py", "rules.py", "sae.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
 }  # fmt: skip
@@ -140,6 +145,7 @@ class Plan:
         scores: by cell id and metric name.
         identities: every backbone's part of product keys, by entry name.
         twins: the SAE that a cell's constraint starts from, by cell id.
+        measured: the loaded SAE whose L0 a cell has, by cell id.
     """
 
     registry: Registry
@@ -149,6 +155,7 @@ class Plan:
     scores: Mapping[tuple[str, str], Task]
     identities: Mapping[str, Mapping[str, Any]]
     twins: Mapping[str, Product]
+    measured: Mapping[str, Product]
 
     def waiting(self, store: Store) -> list[Task]:
         """Return the tasks whose products are not all there."""
@@ -187,6 +194,7 @@ class _Planner:
         self._shared: dict[tuple[str, ...], Task] = {}
         self._backbones: dict[str, dict[str, Any]] = {}
         self._twins: dict[str, Product] = {}
+        self._measured: dict[str, Product] = {}
         self._prepared: set[str] = set()
 
     def plan(self, cells: tuple[Cell, ...]) -> Plan:
@@ -194,14 +202,23 @@ class _Planner:
         scores: dict[tuple[str, str], Task] = {}
         for cell in cells:
             self._depth(cell)
-        for group in self._groups(self._with_twins(cells)):
+        everything = self._with_twins(cells)
+        for cell in everything:
+            if cell.measured:
+                itself = cell.reference.of if cell.reference else cell
+                task = self._load(itself)
+                train[itself.cell_id] = (task, task.products[0])
+                self._measured[cell.cell_id] = task.products[0]
+        for group in self._groups(tuple(cell for cell in everything if not cell.loaded)):
             task = self._train(group, train)
             for cell, product in zip(group, task.products, strict=True):
                 train[cell.cell_id] = (task, product)
         for cell in cells:
             for metric in self.registry.metrics_of(cell):
                 scores[cell.cell_id, metric.name] = self._score(cell, metric, *train[cell.cell_id])
-        return Plan(self.registry, cells, tuple(self.tasks), train, scores, self._backbones, self._twins)
+        return Plan(
+            self.registry, cells, tuple(self.tasks), train, scores, self._backbones, self._twins, self._measured
+        )
 
     def _add(self, task: Task) -> Task:
         self.tasks.append(task)
@@ -236,11 +253,15 @@ class _Planner:
         return len(seen) - 1
 
     def _groups(self, cells: tuple[Cell, ...]) -> Iterator[tuple[Cell, ...]]:
-        """Yield the cells that see the same stream; twins that others start from come in groups before them."""
-        waiting: dict[tuple[int, str, str, str, str], list[Cell]] = {}
+        """Yield the cells that see the same stream; twins that others start from come in groups before them.
+
+        References of a loaded SAE are a group of their own: where it cannot be read, the other cells go on.
+        """
+        waiting: dict[tuple[int, str, str, str, str, str], list[Cell]] = {}
         for cell in cells:
             training = canonical_json(cell.training.model_dump(mode="json"))
-            key = (self._depth(cell), cell.backbone.name, cell.site, str(cell.seed), training)
+            beside = cell.reference.of.cell_id if cell.reference else ""
+            key = (self._depth(cell), cell.backbone.name, cell.site, str(cell.seed), training, beside)
             waiting.setdefault(key, []).append(cell)
         for key in sorted(waiting, key=lambda key: key[0]):
             yield tuple(waiting[key])
@@ -249,6 +270,8 @@ class _Planner:
         needs = cast(Constraint, cell.constraint.instance).needs
         if needs is None:
             return None
+        if cell.reference is not None:
+            return cell.reference.of
         plugin = self.catalog.get("constraint", needs)
         config = plugin.spec.config.model_validate({"type": needs, "init": cell.constraint.config.init})
         return replace(cell, constraint=Entry(needs, cast(Any, config), plugin))
@@ -290,6 +313,30 @@ class _Planner:
         self._prepared.add(entry.name)
         return self.registry.descriptions[entry.name].disk_bytes
 
+    def _load(self, cell: Cell) -> Task:
+        """Return the task that reads a loaded SAE and measures its L0, which nothing before it can know."""
+        shared = ("load", cell.cell_id)
+        if shared not in self._shared:
+            rows = cell.training.evaluation_rows
+            stored = not self.registry.descriptions[cell.backbone.name].regenerates
+            identity = {
+                "cell": cell.identity,
+                "backbone": self._backbone_identity(cell.backbone),
+                "architecture": cell.architecture.plugin.identity(),
+                "fingerprint": dict(cast(LoadedArchitecture, cell.architecture.instance).fingerprint()),
+                "core": core_digest("load"),
+                "activations": core_digest("activations"),
+            }
+            needs = [self._activations(cell.backbone, cell.site, "evaluation", rows)] if stored else []
+            label = f"load | {cell.backbone.name} | {cell.site} | {cell.architecture.name}"
+            estimate = Estimate(
+                1.0 + 2.0 * rows * cell.d_in * cell.d_sae / _FLOPS, 3 * sae_bytes(cell), sae_bytes(cell)
+            )
+            product = Product.of("sae", identity)
+            task = Task("load", label, (product,), tuple(needs), (cell,), cell.backbone, cell.site, estimate=estimate)
+            self._shared[shared] = self._add(task)
+        return self._shared[shared]
+
     def _train(self, group: tuple[Cell, ...], train: Mapping[str, tuple[Task, Product]]) -> Task:
         first = group[0]
         backbone = self._backbone_identity(first.backbone)
@@ -312,10 +359,14 @@ class _Planner:
             identity = {
                 "cell": cell.identity,
                 "stream": key,
-                "architecture": cell.architecture.plugin.identity(),
+                "architecture": cell.recipe.plugin.identity(),
                 "constraint": cell.constraint.plugin.identity(),
                 "twin": train[twin.cell_id][1].key if twin else None,
             }
+            if cell.reference is not None:
+                beside = train[cell.reference.of.cell_id]
+                identity["beside"] = beside[1].key
+                needs.append(beside[0])
             products.append(Product.of("sae", identity))
         names = sorted({cell.architecture.name for cell in group})
         label = f"train | {first.backbone.name} | {first.site} | {', '.join(names)} | s{first.seed} | {len(group)} SAEs"

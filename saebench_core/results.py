@@ -81,6 +81,7 @@ class CellResult(_Record):
     Attributes:
         artifacts: what lies in the workdir, name to path relative to it: ``sae`` (a folder that SAELens loads),
             ``certificate``, ``curves``, ``items/<metric>``.
+        l0_target: None where it is measured on a loaded SAE that has not been loaded yet.
         flags: such as ``missed_l0``, ``collapsed``, ``not_converged``.
     """
 
@@ -90,7 +91,7 @@ class CellResult(_Record):
     architecture: EntryRef
     constraint: EntryRef
     init: str
-    l0_target: float
+    l0_target: float | None
     seed: int
     status: Literal["done", "failed", "pending", "excluded"]
     error: str | None = None
@@ -110,6 +111,7 @@ class CellRecord(_Record):
         seconds: time of building, by kind of task.
         params: flat settings (numbers and text) that people filter and group by, the same keys for every cell.
         plugins: distribution and version behind the entries, e.g. ``{"architecture": "saebench-core 0.1.0"}``.
+        paired: False for a loaded SAE and its references, which share neither draw nor batches with it.
     """
 
     result: CellResult
@@ -117,6 +119,7 @@ class CellRecord(_Record):
     seconds: Mapping[str, float] = {}
     params: Mapping[str, str | float | int] = {}
     plugins: Mapping[str, str] = {}
+    paired: bool = True
 
 
 @final

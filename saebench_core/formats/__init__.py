@@ -11,12 +11,22 @@ import torch
 from saebench_core.errors import InputError, nearest
 from saebench_core.formats import dictionary_learning, gemma_scope, saelens, sparsify
 from saebench_core.formats.checkpoint import Checkpoint, Facts
+from saebench_core.formats.headers import companions, sizes
 from saebench_core.rules import Rule
 from saebench_core.sae import inference_rule
 
-__all__ = ["FORMATS", "Checkpoint", "Facts", "FormatName", "find_weights", "read_checkpoint"]
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "CheckpointFormat",
+    "Facts",
+    "checkpoint_files",
+    "checkpoint_sizes",
+    "find_weights",
+    "read_checkpoint",
+]
 
-FormatName = Literal["auto", "saelens", "dictionary_learning", "gemma_scope", "sparsify"]
+CheckpointFormat = Literal["auto", "saelens", "dictionary_learning", "gemma_scope", "sparsify"]
 
 FORMATS: Final[Mapping[str, str]] = {
     module.NAME: module.WEIGHTS for module in (saelens, dictionary_learning, gemma_scope, sparsify)
@@ -73,6 +83,24 @@ def find_weights(path: Path, format: str = "auto") -> tuple[str, Path]:
     if hits:
         raise InputError(f"{path}: holds files of several formats ({', '.join(hits)}); say which with `format`")
     raise InputError(f"{path}: no SAE here: {_nothing(path, names)}")
+
+
+def checkpoint_sizes(path: Path, format: str = "auto") -> tuple[int, int]:
+    """Return ``d_in`` and ``d_sae`` of an SAE, from headers only; the arguments are those of `read_checkpoint`.
+
+    Raises:
+        InputError: if the file has no encoder, or no header.
+    """
+    return sizes(*find_weights(path, format))
+
+
+def checkpoint_files(path: Path, format: str = "auto") -> dict[str, Path]:
+    """Return the files that `read_checkpoint` reads with these arguments, by their names as seen from the folder.
+
+    Raises:
+        InputError: if the format is unknown, or the files do not tell one.
+    """
+    return companions(*find_weights(path, format))
 
 
 def _nothing(path: Path, names: Mapping[str, str] | list[str]) -> str:

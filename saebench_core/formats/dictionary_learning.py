@@ -29,7 +29,7 @@ from saebench_core.formats.checkpoint import (
 from saebench_core.rules import JumpReLU, ReLU, Rule, TopK
 from saebench_core.sae import Centring
 
-__all__ = ["NAME", "WEIGHTS", "read"]
+__all__ = ["NAME", "WEIGHTS", "read", "read_state"]
 
 NAME: Final = "dictionary_learning"
 WEIGHTS: Final = "ae.pt"
@@ -64,7 +64,7 @@ def read(weights: Path) -> Checkpoint:
             f"{config_path}: trainer.dict_class {name!r} cannot be read{nearest(name, _CLASSES)}; "
             f"known: {', '.join(sorted(_CLASSES))}"
         )
-    state = _state(weights)
+    state = read_state(weights, torch.device("cpu"))
     try:
         parts = _CLASSES[name](state, weights)
     except KeyError as error:
@@ -95,10 +95,14 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors; a checkpoint from the middle of a run holds them under ``ae``."""
+def read_state(path: Path, device: torch.device) -> dict[str, Tensor]:
+    """Return the tensors; a checkpoint from the middle of a run holds them under ``ae``.
+
+    Raises:
+        InputError: if the file holds anything else than tensors.
+    """
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(
             f"{path}: cannot be read as a file of tensors; files that hold anything else are not unpickled"

@@ -13,12 +13,13 @@ from saebench_core.interfaces.architecture import ArchitectureConfig
 from saebench_core.interfaces.backbone import BackboneConfig, BackboneDescription
 from saebench_core.interfaces.constraint import ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
+from saebench_core.interfaces.loaded import LoadedConfig
 from saebench_core.interfaces.metric import MetricConfig
 from saebench_core.registry.model import RuntimeSettings
 from saebench_core.store import content_key
 from saebench_core.training.settings import TrainingSettings
 
-__all__ = ["AXES", "Cell", "Entry", "Registry", "matches"]
+__all__ = ["AXES", "Cell", "Entry", "Reference", "Registry", "matches"]
 
 C = TypeVar("C", bound=EntryConfig)
 CELL_SCHEMA = 1
@@ -65,15 +66,16 @@ class Cell:
         backbone, architecture, constraint: entries.
         site: place in the backbone.
         d_in, d_sae: sizes.
-        l0: target number of active latents.
+        l0: target number of active latents; 0 where it is measured on a loaded SAE, and not known yet.
         seed: seed of weights and batch order.
         training: settings that apply here.
         excluded: left out by a rule.
+        reference: for a reference of a loaded SAE, what it is trained from and beside.
     """
 
     backbone: Entry[BackboneConfig]
     site: str
-    architecture: Entry[ArchitectureConfig]
+    architecture: Entry[ArchitectureConfig] | Entry[LoadedConfig]
     constraint: Entry[ConstraintConfig]
     d_in: int
     d_sae: int
@@ -81,6 +83,22 @@ class Cell:
     seed: int
     training: TrainingSettings
     excluded: bool = False
+    reference: Reference | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether the L0 is that of a loaded SAE: the SAE itself, or one of its references."""
+        return isinstance(self.architecture.config, LoadedConfig)
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the SAE is loaded, not trained."""
+        return self.measured and self.reference is None
+
+    @property
+    def recipe(self) -> Entry[Any]:
+        """Entry that the SAE is trained from: its architecture, or the twin that a loaded SAE names."""
+        return self.architecture if self.reference is None else self.reference.entry
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -91,7 +109,7 @@ class Cell:
             "site": self.site,
             "architecture": self.architecture.identity,
             "constraint": self.constraint.identity,
-            "l0": self.l0,
+            "l0": "measured" if self.measured else self.l0,
             "seed": self.seed,
             "training": self.training.model_dump(mode="json"),
         }
@@ -109,7 +127,7 @@ class Cell:
             self.site,
             self.architecture.name,
             self.constraint.name,
-            f"L0={self.l0:g}",
+            f"L0={self.l0:g}" if self.l0 else "L0 measured",
             f"s{self.seed}",
         )
         return " | ".join(parts)
@@ -119,7 +137,23 @@ class Cell:
         if name in {"backbone", "architecture", "constraint"}:
             entry = cast(Entry[Any], getattr(self, name))
             return frozenset({entry.name, entry.type})
+        if name == "l0" and self.measured:
+            return frozenset({"measured"})
         return frozenset({getattr(self, name)})
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What stands behind a reference of a loaded SAE.
+
+    Attributes:
+        entry: the loaded SAE's ``twin``, with its size.
+        of: the loaded SAE's cell.
+    """
+
+    entry: Entry[ArchitectureConfig]
+    of: Cell
 
 
 @final

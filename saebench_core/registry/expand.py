@@ -11,13 +11,14 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from saebench_core.catalog import Catalog
-from saebench_core.errors import InputError, SaebenchError, nearest
+from saebench_core.errors import InputError, in_words, nearest
 from saebench_core.interfaces.architecture import Architecture, ArchitectureConfig, Shape
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription
 from saebench_core.interfaces.constraint import Constraint, ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
 from saebench_core.registry.cells import Cell, Entry, Registry, applies, matches
 from saebench_core.registry.document import Document, Location, dotted
+from saebench_core.registry.loaded import LoadedEntry, open_loaded
 from saebench_core.registry.model import LISTS, RegistryModel, entry_lists, validate
 from saebench_core.store import canonical_json
 from saebench_core.training.settings import TrainingSettings
@@ -71,6 +72,8 @@ class _Expansion:
             key: self._name_entries(key, configs, catalog) for key, configs in entry_lists(model).items()
         }
         self.descriptions: dict[str, BackboneDescription] = {}
+        self.loaded: dict[str, LoadedEntry] = {}
+        self.catalog = catalog
 
     def problem(self, location: Location, message: str) -> None:
         self.problems.append(f"{self.document.where(location)} {message}")
@@ -83,6 +86,7 @@ class _Expansion:
         self._check_only()
         self.stop_on_problems()
         sites = [site for index, entry in enumerate(self.entries["backbones"]) for site in self._sites(index, entry)]
+        self.loaded = open_loaded(self.entries["architectures"], catalog=self.catalog, problem=self.problem)
         self.stop_on_problems()
         cells = tuple(self._exclude(self._cells(sites)))
         self._check_possible(cells)
@@ -126,7 +130,7 @@ class _Expansion:
         try:
             description = cast(Backbone, entry.instance).describe()
         except Exception as error:  # a plugin may raise anything
-            self.problem(("backbones", index), f"backbones[{index}] ({entry.name}): {_words(error)}")
+            self.problem(("backbones", index), f"backbones[{index}] ({entry.name}): {in_words(error)}")
             return
         self.descriptions[entry.name] = description
         names = entry.config.sites or tuple(description.sites)
@@ -164,34 +168,51 @@ class _Expansion:
         for site, architecture in itertools.product(sites, architectures):
             if not applies(architecture.config.only, site.backbone):
                 continue
+            if architecture.name in self.loaded:
+                yield from self._loaded_cells(site, architecture)
+                continue
             d_sae = architecture.config.width(site.d_in)
             for l0, constraint, seed in itertools.product(site.l0, constraints, self.model.seeds):
                 if applies(constraint.config.only, site.backbone):
                     sizes = (site.d_in, d_sae, l0, seed)
                     yield Cell(site.backbone, site.name, architecture, constraint, *sizes, site.training)
 
+    def _loaded_cells(self, site: _Site, architecture: Entry[Any]) -> Iterator[Cell]:
+        constraints = [entry for entry in self.entries["constraints"] if applies(entry.config.only, site.backbone)]
+        loaded, index = self.loaded[architecture.name], self.entries["architectures"].index(architecture)
+        sizes = (site.d_in, loaded.shape.d_sae, 0.0, self.model.seeds[0])
+        try:
+            plain = loaded.check(site.d_in, f"{site.name} of {site.backbone.name}", constraints)
+        except InputError as error:
+            self.problem(("architectures", index), f"architectures[{index}] ({architecture.name}): {error}")
+            return
+        itself = Cell(site.backbone, site.name, architecture, plain, *sizes, site.training)
+        yield from loaded.cells(itself, constraints, self.model.seeds)
+
     def _check_possible(self, cells: Sequence[Cell]) -> None:
         """Refuse active cells that no SAE can have: more active latents than there are, a rule that cannot."""
         seen: set[tuple[int, str, int, int, float]] = set()
         for cell in cells:
             where = (id(cell.backbone), cell.site, id(cell.architecture), id(cell.constraint), cell.l0)
-            if cell.excluded or where in seen:
+            if cell.excluded or cell.loaded or where in seen:
                 continue
             seen.add(where)
             name = f"{cell.architecture.name} on {cell.backbone.name}"
             if cell.l0 > cell.d_sae:
                 self.problem(self._l0_place(cell), f"l0 {cell.l0:g} is more than the {cell.d_sae} latents of {name}")
                 continue
-            shape = Shape(cell.d_in, cell.d_sae, cell.l0)
+            shape = Shape(cell.d_in, cell.d_sae, cell.l0 or 1.0)  # a measured L0 is not known yet
             who = name
             try:
-                recipe = cast(Architecture, cell.architecture.instance).recipe(shape)
+                recipe = cast(Architecture, cell.recipe.instance).recipe(shape)
                 who = f"{name}, {cell.constraint.name}"
                 cast(Constraint, cell.constraint.instance).adapt(recipe, shape)
             except Exception as error:  # a plugin may raise anything
-                self.problem(self._l0_place(cell), f"{who}: {_words(error)}")
+                self.problem(self._l0_place(cell), f"{who}: {in_words(error)}")
 
     def _l0_place(self, cell: Cell) -> Location:
+        if cell.measured:
+            return ("architectures", self.entries["architectures"].index(cell.architecture))
         own = cell.backbone.config.l0
         if own is not None:
             return ("backbones", self.entries["backbones"].index(cell.backbone), "l0", own.index(cell.l0))
@@ -254,12 +275,6 @@ class _Expansion:
             for position, value in enumerate(values):
                 if value in values[:position]:
                     self.problem((*location, position), f"{dotted(location)}: {value} is given twice")
-
-
-def _words(error: Exception) -> str:
-    """Return an error of a plugin in one line; one that is not meant for users names its kind."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, SaebenchError) else f"the plugin failed: {type(error).__name__}: {text}"
 
 
 def _site_list(description: BackboneDescription) -> str:

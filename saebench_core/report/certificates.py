@@ -28,7 +28,7 @@ class CertificateRow:
     backbone: str
     site: str
     architecture: str
-    l0_target: float
+    l0_target: float | None
     constraint: str
     init: str
     seed: int
@@ -56,17 +56,21 @@ _HASHES = ("base_draw_sha256", "batch_order_sha256", "w_dec_start_sha256")
 
 def certificate_rows(records: Iterable[CellRecord]) -> list[CertificateRow]:
     """Return a row for every cell that has a certificate, twins compared with each other."""
+    records = list(records)
+    unpaired = {record.result.cell_id for record in records if not record.paired}
     rows = []
     for cells in group_by_block(records).values():
         certified = [cell for cell in cells if cell.certificate is not None]
-        rows += [_row(cell, [twin for twin in certified if twin.seed == cell.seed]) for cell in certified]
+        for cell in certified:
+            twins = [] if cell.cell_id in unpaired else [twin for twin in certified if twin.seed == cell.seed]
+            rows.append(_row(cell, twins))
     return rows
 
 
 def _equal(key: str, cell: CellResult, twins: Sequence[CellResult]) -> bool | None:
     hashes = [(twin.certificate or {}).get(key) for twin in twins]
     known = [value for value in hashes if value]
-    if cell.architecture.type == "pretrained" or len(known) < 2 or not (cell.certificate or {}).get(key):
+    if len(known) < 2 or not (cell.certificate or {}).get(key):
         return None
     return len(set(known)) == 1
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from saebench_core.report.tables import Comparison, ScoreRow, Verdicts, comparisons
-from saebench_core.report.words import FLAGS, entry_text, learned_text, number, plain
+from saebench_core.report.words import FLAGS, entry_text, l0_text, learned_text, number, plain
 from saebench_core.results import CellRecord, Sweep
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _title(comparison: Comparison) -> str:
     block = comparison.block
     seeds = len(comparison.seeds)
     return (
-        f"{block.backbone} / {block.site} | {block.architecture} | L0 {block.l0_target:g} | "
+        f"{block.backbone} / {block.site} | {block.architecture} | {l0_text(block.l0_target)} | "
         f"mean ± sd over {seeds} seed{'s' * (seeds != 1)}"
     )
 
@@ -100,6 +100,12 @@ def _footer(found: Sequence[Comparison], records: Sequence[CellRecord], notice: 
     lines = []
     if any(not entry.valid_null and entry.n > 0 for entry in entries):
         lines.append(f"{_NOT_NULL} not a null for this score: the constraint leaves what the score reads to learning")
+    lines += [
+        f"{comparison.block.architecture} was loaded: the rows below it are references trained at its L0, not twins; "
+        "they share neither draw nor batches with it, and are compared unpaired"
+        for comparison in found
+        if not comparison.paired
+    ]
     flags = sorted({flag for record in records for flag in record.result.flags})
     lines += [f"{_FLAGGED} {flag}: {FLAGS.get(flag, 'see the cell')}" for flag in flags]
     failed = [record.result for record in records if record.result.status == "failed"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 from saebench_core.report.tables import Comparison, ScoreRow
-from saebench_core.report.words import entry_notes, number
+from saebench_core.report.words import entry_notes, l0_text, number
 
 __all__ = ["Axis", "Figure", "Panel", "Tick", "axis_of", "dot_figures"]
 
@@ -134,7 +134,7 @@ def _panel(comparison: Comparison, row: ScoreRow, axis: Axis) -> Panel:
         mean = None if entry.mean is None else axis.place(entry.mean)
         y = TOP + ROW * (index + 0.5)
         lanes.append(Lane(y, entry.constraint, entry.trained, entry.valid_null, mean, dots, "; ".join(notes[:1])))
-    title = f"{block.backbone} / {block.site} · {block.architecture} · L0 {block.l0_target:g}"
+    title = f"{block.backbone} / {block.site} · {block.architecture} · {l0_text(block.l0_target)}"
     means = ", ".join(f"{entry.constraint} {number(entry.mean)}" for entry in row.entries if entry.values)
     return Panel(
         title,

@@ -13,7 +13,16 @@ from saebench_core.report.certificates import certificate_rows
 from saebench_core.report.figures import dot_figures
 from saebench_core.report.lines import line_panels
 from saebench_core.report.tables import Comparison, Verdicts, comparisons
-from saebench_core.report.words import FLAGS, VERDICTS, entry_notes, entry_text, flag_notes, learned_text, number
+from saebench_core.report.words import (
+    FLAGS,
+    VERDICTS,
+    entry_notes,
+    entry_text,
+    flag_notes,
+    l0_text,
+    learned_text,
+    number,
+)
 from saebench_core.results import CellRecord, MetricValue, Sweep
 from saebench_core.store import write_atomically
 
@@ -39,6 +48,7 @@ def _template() -> Template:
     # Names, errors and registries come from users and plugins: everything is escaped.
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(
+        l0_text=l0_text,
         number=number,
         entry_text=entry_text,
         entry_notes=entry_notes,

@@ -59,8 +59,9 @@ def line_panels(found: Sequence[Comparison], score: str) -> list[LinePanel]:
     groups: dict[tuple[str, str, str], list[tuple[float, ScoreRow]]] = {}
     for comparison in found:
         for row in comparison.rows:
-            if row.score == score and any(entry.values for entry in row.entries):
-                groups.setdefault(comparison.block[:3], []).append((comparison.block.l0_target, row))
+            l0 = comparison.block.l0_target
+            if l0 is not None and row.score == score and any(entry.values for entry in row.entries):
+                groups.setdefault(comparison.block[:3], []).append((l0, row))
     several = {
         key: sorted(rows, key=lambda pair: pair[0]) for key, rows in groups.items() if len({l0 for l0, _ in rows}) > 1
     }

@@ -27,7 +27,7 @@ class Block(NamedTuple):
     backbone: str
     site: str
     architecture: str
-    l0_target: float
+    l0_target: float | None
 
 
 Verdicts = Mapping[tuple[Block, str], str]
@@ -115,7 +115,7 @@ class Comparison:
     """One block: a backbone's site, an architecture and an L0, with every constraint trained there.
 
     Attributes:
-        paired: whether the others are twins; a pretrained SAE has references instead, which share no hashes.
+        paired: whether the others are twins; a loaded SAE has references instead, which share no hashes.
     """
 
     block: Block
@@ -161,13 +161,14 @@ def comparisons(
     """
     names = list(scores) if scores is not None else score_names(records)
     found = []
+    unpaired = {block_of(record.result) for record in records if not record.paired}
     for block, cells in group_by_block(records).items():
+        paired = block not in unpaired
         order = sorted(
             dict.fromkeys(cell.constraint.name for cell in cells), key=lambda name: not _trained_name(name, cells)
         )
-        rows = [_row(name, order, cells) for name in names]
+        rows = [_row(name, order, cells, paired) for name in names]
         told = [_with_verdict(row, (verdicts or {}).get((block, row.score))) for row in rows if row is not None]
-        paired = all(cell.architecture.type != "pretrained" for cell in cells)
         seeds = tuple(sorted({cell.seed for cell in cells}))
         found.append(Comparison(block, tuple(order), seeds, tuple(told), paired))
     return found
@@ -181,7 +182,7 @@ def _with_verdict(row: ScoreRow, verdict: str | None) -> ScoreRow:
     return ScoreRow(**{**row.__dict__, "verdict": verdict})
 
 
-def _row(score: str, constraints: Sequence[str], cells: Sequence[CellResult]) -> ScoreRow | None:
+def _row(score: str, constraints: Sequence[str], cells: Sequence[CellResult], paired: bool) -> ScoreRow | None:
     metrics = [cell.metrics[score] for cell in cells if score in cell.metrics]
     if not metrics:
         return None
@@ -192,7 +193,7 @@ def _row(score: str, constraints: Sequence[str], cells: Sequence[CellResult]) ->
     )
     floor = _agreed(metric.floor for metric in current if metric.status == "ok")
     ceiling = _agreed(metric.ceiling for metric in current if metric.status == "ok")
-    best, learned, why_not = _learned(entries, floor, current[0].direction)
+    best, learned, why_not = _learned(entries, floor, current[0].direction, paired)
     first = current[0]
     return ScoreRow(
         score, first.direction, first.unit, first.reads, versions, floor, ceiling, entries, best, learned, why_not
@@ -248,11 +249,12 @@ def _place(
 
 
 def _learned(
-    entries: Sequence[Entry], floor: float | None, direction: Direction
+    entries: Sequence[Entry], floor: float | None, direction: Direction, paired: bool
 ) -> tuple[str | None, float | None, str]:
     """Return the best twin, ``(trained - best twin) / (trained - floor)``, and why the latter is undefined.
 
-    Of several trained entries (such as one for each init) the best stands for all.
+    Of several trained entries (such as one for each init) the best stands for all. Twins are compared over the seeds
+    that both have; references of a loaded SAE over all of theirs.
     """
     if direction == "none":
         return None, None, "no direction is better"
@@ -266,12 +268,13 @@ def _learned(
         return None, None, "no trained SAE" if trained is None else "no twin that is a null for this score"
     best = max(twins, key=lambda entry: sign * statistics.fmean(entry.values.values()))
     shared = sorted(trained.values.keys() & best.values.keys())  # twins are pairs: the same seed, data and draw
+    mine, others = (shared, shared) if paired else (list(trained.values), list(best.values))
     if floor is None:
         return best.constraint, None, "no floor"
-    if not shared:
+    if not mine:
         return best.constraint, None, "no seed in common with the best twin"
-    top = statistics.fmean(trained.values[seed] for seed in shared)
-    below = statistics.fmean(best.values[seed] for seed in shared)
+    top = statistics.fmean(trained.values[seed] for seed in mine)
+    below = statistics.fmean(best.values[seed] for seed in others)
     gain = sign * (top - floor)
     if gain <= 0 or math.isclose(top, floor, rel_tol=1e-9, abs_tol=1e-12):
         return best.constraint, None, "the trained SAE is not above the floor"

@@ -6,9 +6,11 @@ from typing import Final
 
 from saebench_core.report.tables import Entry, ScoreRow
 
-__all__ = ["FLAGS", "VERDICTS", "entry_notes", "entry_text", "flag_notes", "learned_text", "number", "plain"]
+__all__ = ["FLAGS", "VERDICTS", "entry_notes", "entry_text", "flag_notes", "l0_text", "learned_text", "number", "plain"]
 
 FLAGS: Final = {
+    "budget_unmatched": "this SAE was trained on more rows than its references: what they miss may be budget",
+    "budget_unknown": "nothing says on how many rows this SAE was trained; `tokens` of its entry can",
     "repeated_rows": "the training split has fewer rows than the budget, so rows came more than once",
     "missed_l0": "the realised L0 misses its target by more than 2 %, so the comparison is not at equal sparsity",
     "not_converged": "explained variance was still rising when training ended: a longer training may change the score",
@@ -30,6 +32,11 @@ def number(value: float | None, digits: int = 3) -> str:
     if value != 0 and not 10**-digits <= abs(value) < 1000:
         return f"{value:.{digits - 1}e}" if abs(value) >= 1e6 or abs(value) < 10**-digits else f"{value:.0f}"
     return f"{value:.{digits}f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def l0_text(value: float | None) -> str:
+    """Return a target L0; that of a loaded SAE is not known before it is measured."""
+    return "L0 not measured" if value is None else f"L0 {value:g}"
 
 
 def entry_text(entry: Entry) -> str:

@@ -14,6 +14,7 @@ from saebench_core.registry import Cell, Entry, Registry
 from saebench_core.results import CellRecord, CellResult, EntryRef, MetricValue
 from saebench_core.store import Store
 from saebench_core.tasks.perform import Failures
+from saebench_core.tasks.references import at_measured_l0
 from saebench_core.tasks.score import read_score
 
 __all__ = ["collect_record", "collect_records", "valid_null"]
@@ -38,7 +39,12 @@ def collect_records(plan: Plan, store: Store, failures: Failures, workdir: Path)
     for cell in plan.registry.cells:
         if cell.excluded and whole:
             records.append(
-                CellRecord(result=_result(cell, status="excluded"), finished_ms=0, params=_params(cell, plan.registry))
+                CellRecord(
+                    result=_result(cell, status="excluded"),
+                    finished_ms=0,
+                    params=_params(cell, plan.registry),
+                    paired=not cell.measured,
+                )
             )
         elif cell.cell_id in planned and not cell.excluded:
             records.append(collect_record(cell, plan, store, failures, workdir))
@@ -48,13 +54,16 @@ def collect_records(plan: Plan, store: Store, failures: Failures, workdir: Path)
 def collect_record(cell: Cell, plan: Plan, store: Store, failures: Failures, workdir: Path) -> CellRecord:
     """Return what one cell has so far."""
     task, product = plan.train[cell.cell_id]
+    cell = at_measured_l0(cell, plan.measured, store)
     if not store.has(product.kind, product.key):
         error = _error(task, cell, store, failures)
         return _record(cell, plan.registry, _result(cell, status="failed" if error else "pending", error=error), [], {})
     folder = store.path(product.kind, product.key)
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     base = folder.relative_to(workdir).as_posix()
-    artifacts = {"sae": f"{base}/sae", "certificate": f"{base}/certificate.json", "curves": f"{base}/curves.jsonl"}
+    artifacts = {"sae": f"{base}/sae", "certificate": f"{base}/certificate.json"}
+    if (folder / "curves.jsonl").is_file():  # a loaded SAE has none
+        artifacts["curves"] = f"{base}/curves.jsonl"
     done = [store.facts(product.kind, product.key)]
     seconds: dict[str, float] = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
     metrics: dict[str, MetricValue] = {}
@@ -140,7 +149,7 @@ def _result(cell: Cell, **found: Any) -> CellResult:
         architecture=_reference(cell.architecture),
         constraint=_reference(cell.constraint),
         init=cell.constraint.config.init,
-        l0_target=cell.l0,
+        l0_target=cell.l0 or None,
         seed=cell.seed,
         **found,
     )
@@ -155,7 +164,7 @@ def _params(cell: Cell, registry: Registry) -> dict[str, str | float | int]:
         "architecture": cell.architecture.name,
         "constraint": cell.constraint.name,
         "init": cell.constraint.config.init,
-        "l0_target": cell.l0,
+        "l0_target": cell.l0 or "measured",
         "seed": cell.seed,
         "d_in": cell.d_in,
         "d_sae": cell.d_sae,
@@ -177,6 +186,7 @@ def _record(
     }
     return CellRecord(
         result=result,
+        paired=not cell.measured,
         finished_ms=max((int(facts["published_ms"]) for facts in done), default=0),
         seconds=seconds,
         params=_params(cell, registry),

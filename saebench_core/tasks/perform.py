@@ -9,6 +9,8 @@ from typing import final
 from saebench_core.errors import SaebenchError
 from saebench_core.plan import Plan, Product, Task
 from saebench_core.store import write_atomically
+from saebench_core.tasks.load import load
+from saebench_core.tasks.references import with_measured_l0
 from saebench_core.tasks.score import prepare_metric, score
 from saebench_core.tasks.train import GroupError, train
 from saebench_core.tasks.workbench import Workbench
@@ -51,8 +53,11 @@ def _perform(task: Task, plan: Plan, bench: Workbench) -> None:
         bench.reader(task.backbone, identity, task.site, task.split, task.rows)
     elif task.kind == "metric":
         prepare_metric(task, bench, identity)
+    elif task.kind == "load":
+        load(task, bench, identity)
     elif task.kind == "train":
-        train(task, bench, identity, _twin_folders(task, plan, bench))
+        ready = with_measured_l0(task, plan.measured, bench.store)
+        train(ready, bench, identity, _twin_folders(task, plan, bench))
     else:
         trained, prepared = task.needs
         sae = dict(zip((cell.cell_id for cell in trained.cells), trained.products, strict=True))[task.cells[0].cell_id]

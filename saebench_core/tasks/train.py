@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, measure, statistics_rows
 from saebench_core.errors import SaebenchError
-from saebench_core.interfaces.architecture import Architecture, Shape
+from saebench_core.interfaces.architecture import Architecture
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start, Statistics
 from saebench_core.interfaces.context import ActivationReader
 from saebench_core.plan import Product, Task, core_digest
@@ -21,6 +21,7 @@ from saebench_core.randomness import named_generator
 from saebench_core.registry import Cell
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.store import content_key
+from saebench_core.tasks.references import shape_of
 from saebench_core.tasks.workbench import Workbench
 from saebench_core.training.calibration import quantile_threshold
 from saebench_core.training.certificate import Origin, certify, realised
@@ -173,9 +174,9 @@ def _trainees(cells: list[Cell], group: _Group, failures: dict[str, str]) -> dic
 
 
 def _trainee(cell: Cell, group: _Group) -> _Made:
-    shape = Shape(cell.d_in, cell.d_sae, cell.l0)
+    shape = shape_of(cell)
     constraint = cast(Constraint, cell.constraint.instance)
-    architecture = cast(Architecture, cell.architecture.instance)
+    architecture = cast(Architecture, cell.recipe.instance)
     recipe = constraint.adapt(architecture.recipe(shape), shape)
     device = group.bench.device
     draw = base_draw(cell)
@@ -251,8 +252,8 @@ class _Finished:
         metadata = {
             "model_name": cell.backbone.name,
             "hook_name": cell.site,
-            "architecture": cell.architecture.identity,
-            "l0": cell.l0,
+            "architecture": cell.recipe.identity,
+            "l0": shape_of(cell).l0,
             "saebench": {
                 "cell_id": cell.cell_id,
                 "cell": cell.identity,

@@ -122,13 +122,20 @@ def test_scores_can_be_chosen_and_verdicts_given():
 def test_pretrained_has_references_instead_of_twins():
     from saebench_core.results import EntryRef
 
+    mine = EntryRef(name="mine", type="pretrained", config={})
     cells = [
-        record("toy", name, 0, architecture=EntryRef(name="mine", type="pretrained", config={}))
-        for name in ("trained", "frozen_decoder")
+        record("toy", name, seed, architecture=mine).model_copy(update={"paired": False})
+        for name, seed in (("trained", 0), ("frozen_decoder", 0), ("frozen_decoder", 1))
     ]
     (found,) = comparisons(cells)
     assert not found.paired
-    assert [row.same_draw for row in certificate_rows(cells)] == [None, None]
+    assert [row.same_draw for row in certificate_rows(cells)] == [None, None, None]
+    floor = found.rows[0].floor
+    (explained,) = comparisons(cells, [EV])[0].rows
+    assert (explained.best_twin, explained.floor) == ("frozen_decoder", floor)
+    assert explained.learned == pytest.approx((0.80 - (0.50 + 0.52) / 2) / (0.80 - floor)), (
+        "all seeds of the references"
+    )
     assert "they are not twins" in render_html(sweep(cells), cells)
 
 

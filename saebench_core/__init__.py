@@ -171,7 +171,10 @@ if TYPE_CHECKING:
         Subject as Subject,
     )
     from saebench_core.kernels import Codes as Codes
+    from saebench_core.kernels import PreActivations as PreActivations
+    from saebench_core.kernels import Selected as Selected
     from saebench_core.kernels import Selection as Selection
+    from saebench_core.kernels import select_mask as select_mask
     from saebench_core.objectives import (
         L1 as L1,
     )
@@ -279,7 +282,7 @@ _HOME: dict[str, str] = {
             "Metric", "MetricConfig", "MetricSpec", "NotApplicable", "Prepared", "Score", "ScoreInfo", "Scored",
             "Subject",
         ),
-        "kernels": ("Codes", "Selection"),
+        "kernels": ("Codes", "PreActivations", "Selected", "Selection", "select_mask"),
         "objectives": ("AuxK", "L1", "Objective", "Reconstruction", "Step", "TargetL0", "Term", "WeightedTerm"),
         "randomness": ("derive_seed", "named_generator"),
         "rules": ("BatchTopK", "Export", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"),

@@ -37,6 +37,7 @@ class Step:
         values: their values, with gradients, ``(entries,)``.
         reconstruction: ``(rows, d_in)``, with gradients.
         dead: latents that have not fired within the window, ``(d_sae,)``.
+        progress: share of the training that has passed, in [0, 1).
     """
 
     x: Float[Tensor, "rows d_in"]
@@ -49,6 +50,7 @@ class Step:
     values: Float[Tensor, " entries"]
     reconstruction: Float[Tensor, "rows d_in"]
     dead: Bool[Tensor, " d_sae"]
+    progress: float = 0.0
 
     @cached_property
     def residual(self) -> Float[Tensor, "rows d_in"]:
@@ -145,7 +147,7 @@ class AuxK(Term):
         if float(spread) <= 0:
             return zero
         tensors = step.tensors
-        pre = torch.addmm(tensors["b_enc"][dead], step.centred, tensors["W_enc"][:, dead]).relu()
+        pre = torch.addmm(tensors[step.rule.encoder_bias][dead], step.centred, tensors["W_enc"][:, dead]).relu()
         k = min(residual.shape[1] // 2, dead.numel())
         top = pre.topk(k, dim=1, sorted=False)
         codes = torch.zeros_like(pre).scatter(1, top.indices, top.values)

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, cast, final
 
 from saebench_core.catalog import Catalog
 from saebench_core.errors import PluginError
-from saebench_core.interfaces.backbone import Backbone, BackboneConfig
+from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription
 from saebench_core.interfaces.constraint import Constraint
 from saebench_core.interfaces.context import Split
 from saebench_core.interfaces.loaded import LoadedArchitecture
@@ -26,20 +26,20 @@ __all__ = ["Environment", "Estimate", "Plan", "Product", "Task", "make_plan"]
 Kind = Literal["activations", "metric", "load", "train", "score"]
 
 _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
-    "activations": ("activations.py", "interfaces/backbone.py", "kernels.py", "randomness.py", "sources"),
+    "activations": ("activations.py", "interfaces/backbone.py", "kernels", "randomness.py", "sources"),
     "metric": (
-        "activations.py", "interfaces/metric.py", "interfaces/backbone.py", "kernels.py", "randomness.py", "sources",
+        "activations.py", "interfaces/metric.py", "interfaces/backbone.py", "kernels", "randomness.py", "sources",
         "tasks/score.py",
     ),
     "load": (
-        "activations.py", "formats", "kernels.py", "rules.py", "sae.py", "interfaces/loaded.py",
+        "activations.py", "formats", "kernels", "rules.py", "sae.py", "interfaces/loaded.py",
         "training/certificate.py", "tasks/load.py",
     ),
     "train": (
-        "activations.py", "kernels.py", "rules.py", "objectives.py", "sae.py", "randomness.py",
+        "activations.py", "kernels", "rules.py", "objectives.py", "sae.py", "randomness.py",
         "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/references.py",
     ),
-    "score": ("kernels.py", "rules.py", "sae.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
+    "score": ("kernels", "rules.py", "sae.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
 }  # fmt: skip
 """Core modules, and folders of them, that shape a product; an edit of one makes its products anew."""
 
@@ -347,6 +347,9 @@ class _Planner:
             "calibration": settings.calibration_rows,
             "evaluation": settings.evaluation_rows,
         }
+        streamed = settings.activations == "streamed"
+        if streamed:
+            del rows["train"]
         needs = [self._activations(first.backbone, first.site, split, count) for split, count in rows.items() if stored]
         shared = {"backbone": backbone, "core": core_digest("train"), "activations": core_digest("activations")}
         key = content_key(shared)
@@ -370,6 +373,7 @@ class _Planner:
             products.append(Product.of("sae", identity))
         names = sorted({cell.architecture.name for cell in group})
         label = f"train | {first.backbone.name} | {first.site} | {', '.join(names)} | s{first.seed} | {len(group)} SAEs"
+        label += " | streamed" if streamed else ""
         return self._add(
             Task(
                 "train",
@@ -379,7 +383,7 @@ class _Planner:
                 group,
                 first.backbone,
                 first.site,
-                estimate=_train_cost(group),
+                estimate=_train_cost(group, self.registry.descriptions[first.backbone.name], stored and not streamed),
             )
         )
 
@@ -449,13 +453,20 @@ _FLOPS: Final = 8e10
 _STEP_OVERHEAD: Final = 4e-3
 
 
-def _train_cost(group: Sequence[Cell]) -> Estimate:
-    """Return the cost of a group: a step is a few encoder products and a constant, at rough rates for 2 cores."""
-    seconds = 0.0
+def _train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: bool) -> Estimate:
+    """Return the cost of a group: a step is a few encoder products and a constant, at rough rates for 2 cores.
+
+    Where rows are not stored, each group has the backbone's time once more, and its memory.
+    """
+    settings, d_in = group[0].training, group[0].d_in
+    seconds = 0.0 if stored else settings.total_rows * backbone.seconds_per_row
+    memory = 0 if stored else backbone.memory_bytes
+    if settings.activations == "streamed":
+        memory += 4 * d_in * min(settings.buffer_rows, settings.total_rows)
     for cell in group:
         if not cast(Constraint, cell.constraint.instance).trains:
             continue
         product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / _FLOPS
         seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
     batch = max(cell.training.batch_size * cell.d_sae * 4 * 3 for cell in group)
-    return Estimate(seconds, 5 * sum(map(sae_bytes, group)) + batch, sum(map(sae_bytes, group)))
+    return Estimate(seconds, 5 * sum(map(sae_bytes, group)) + batch + memory, sum(map(sae_bytes, group)))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from saebench_core.kernels import Selection, from_mask, select_above, select_batch_topk, select_row_topk
+from saebench_core.kernels import PreActivations, Selected, Selection
 
 __all__ = ["BatchTopK", "Export", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"]
 
@@ -56,19 +56,22 @@ class Rule(ABC):
     bias_is_threshold: ClassVar[bool] = False
     """Whether ``b_enc`` decides alone how often a latent fires, so that a frozen encoder still trains it."""
 
+    encoder_bias: ClassVar[str] = "b_enc"
+    """Name of the bias that is added to the pre-activations that entries are selected by."""
+
     meets_l0: ClassVar[bool] = False
     """Whether the rule keeps the target number of latents by itself, without calibration or a penalty."""
 
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Name the tensors that the rule needs beside ``W_enc``, ``b_enc``, ``W_dec`` and ``b_dec``."""
+        """Name the tensors that the rule needs beside ``W_enc``, its encoder bias, ``W_dec`` and ``b_dec``."""
         return {}
 
     @abstractmethod
-    def select_training(self, pre: Float[Tensor, "rows d_sae"], tensors: Mapping[str, Tensor]) -> Selection:
+    def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the entries that a training step touches, without gradients."""
 
     @abstractmethod
-    def select_inference(self, pre: Float[Tensor, "rows d_sae"], tensors: Mapping[str, Tensor]) -> Selection:
+    def select_inference(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the entries of inference; a row's selection must not depend on the other rows."""
 
     @abstractmethod
@@ -112,13 +115,13 @@ class ReLU(Rule):
 
     bias_is_threshold: ClassVar[bool] = True
 
-    def select_training(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the positive entries."""
-        return select_above(pre, 0.0)
+        return pre.above(0.0)
 
-    def select_inference(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_inference(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the positive entries."""
-        return select_above(pre, 0.0)
+        return pre.above(0.0)
 
     def activate(self, pre: Tensor, selection: Selection, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the positive part."""
@@ -138,13 +141,13 @@ class TopK(Rule):
 
     k: int
 
-    def select_training(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select k entries a row."""
-        return select_row_topk(pre, self.k)
+        return pre.row_topk(self.k)
 
-    def select_inference(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_inference(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select k entries a row."""
-        return select_row_topk(pre, self.k)
+        return pre.row_topk(self.k)
 
     def activate(self, pre: Tensor, selection: Selection, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the positive part."""
@@ -166,13 +169,13 @@ class BatchTopK(Rule):
         """One scalar ``threshold``, estimated from data."""
         return {"threshold": TensorInfo("threshold", (), estimated=True)}
 
-    def select_training(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the largest entries of the batch."""
-        return select_batch_topk(pre, round(self.k * pre.shape[0]))
+        return pre.batch_topk(round(self.k * pre.n_rows))
 
-    def select_inference(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_inference(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the entries above the global threshold."""
-        return select_above(pre, tensors["threshold"])
+        return pre.above(tensors["threshold"])
 
     def activate(self, pre: Tensor, selection: Selection, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the positive part."""
@@ -239,13 +242,13 @@ class JumpReLU(Rule):
         """One ``threshold`` a latent, trained."""
         return {"threshold": TensorInfo("threshold", ("d_sae",), start=self.start)}
 
-    def select_training(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select what is active or inside the surrogate's kernel."""
-        return from_mask(pre > tensors["threshold"] - self.bandwidth / 2)
+        return pre.above(tensors["threshold"] - self.bandwidth / 2)
 
-    def select_inference(self, pre: Tensor, tensors: Mapping[str, Tensor]) -> Selection:
+    def select_inference(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select what is above its threshold and positive."""
-        return select_above(pre, tensors["threshold"].clamp(min=0))
+        return pre.above(tensors["threshold"].clamp(min=0))
 
     def activate(self, pre: Tensor, selection: Selection, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the values above the threshold, zero inside the kernel below it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saebench_core._version import __version__
 from saebench_core.errors import InputError
-from saebench_core.kernels import Codes, Selection, decode, encode_at
+from saebench_core.kernels import Codes, PreActivations, Screen, Selection, decode, encode_at
 from saebench_core.objectives import Step
 from saebench_core.rules import JumpReLU, ReLU, Role, Rule, TensorInfo, TopK
 
@@ -27,11 +27,16 @@ CONFIG_FILE: Final = "cfg.json"
 _CHUNK_ENTRIES = 1 << 25
 _BASE: dict[str, TensorInfo] = {
     "W_enc": TensorInfo("encoder", ("d_in", "d_sae"), scales=False),
-    "b_enc": TensorInfo("bias", ("d_sae",)),
     "W_dec": TensorInfo("decoder", ("d_sae", "d_in"), scales=False),
     "b_dec": TensorInfo("bias", ("d_in",)),
 }
+_ENCODER_BIAS: Final = TensorInfo("bias", ("d_sae",))
 _CENTRE = TensorInfo("other", ("d_in",), estimated=True)
+
+
+def base_tensors(rule: Rule) -> dict[str, TensorInfo]:
+    """Name the tensors that every SAE has; the encoder bias goes by the rule's name for it."""
+    return {**_BASE, rule.encoder_bias: _ENCODER_BIAS}
 
 
 @final
@@ -39,14 +44,15 @@ class SparseAutoencoder:
     """``z = rule((x - centre) W_enc + b_enc)``, ``x_hat = z W_dec + b_dec`` (paper eq. 2).
 
     Attributes:
-        tensors: ``W_enc (d_in, d_sae)``, ``b_enc``, ``W_dec (d_sae, d_in)``, ``b_dec``, those of the rule, and
+        tensors: ``W_enc (d_in, d_sae)``, the encoder bias (``b_enc``), ``W_dec (d_sae, d_in)``, ``b_dec``, those of the rule, and
             ``centre (d_in,)`` where the centring is ``fixed``.
         rule: how pre-activations become codes.
         centring: what is subtracted before encoding.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], rule: Rule, centring: Centring = "b_dec") -> None:
-        expected = {**_BASE, **rule.tensors(), **({"centre": _CENTRE} if centring == "fixed" else {})}
+        own = {**rule.tensors(), **({"centre": _CENTRE} if centring == "fixed" else {})}
+        expected = {**base_tensors(rule), **own}
         if set(tensors) != set(expected):
             raise InputError(
                 f"an SAE with {type(rule).__name__} has the tensors {sorted(expected)}, not {sorted(tensors)}"
@@ -82,7 +88,7 @@ class SparseAutoencoder:
         d_sae, d_in = w_dec.shape
         tensors = {
             "W_enc": w_enc.T.clone(memory_format=torch.contiguous_format).T,
-            "b_enc": w_dec.new_zeros(d_sae),
+            rule.encoder_bias: w_dec.new_zeros(d_sae),
             "W_dec": w_dec.clone(memory_format=torch.contiguous_format),
             "b_dec": b_dec.clone(),
         }
@@ -114,6 +120,11 @@ class SparseAutoencoder:
         return self.tensors["W_dec"]
 
     @property
+    def encoder_bias(self) -> Float[Tensor, " d_sae"]:
+        """What is added to the pre-activations that entries are selected by."""
+        return self.tensors[self.rule.encoder_bias]
+
+    @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self.tensors["W_dec"].device
@@ -135,7 +146,7 @@ class SparseAutoencoder:
     def pre_activations(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Return the dense pre-activations, without gradients; for a few rows at a time."""
         with torch.no_grad():
-            return torch.addmm(self.tensors["b_enc"], x - self.centre(), self.w_enc)
+            return torch.addmm(self.encoder_bias, x - self.centre(), self.w_enc)
 
     def chunks(self, x: Float[Tensor, "rows d_in"]) -> Iterator[Float[Tensor, "part d_in"]]:
         """Cut a batch so that dense pre-activations stay small."""
@@ -146,9 +157,9 @@ class SparseAutoencoder:
         """Return the codes of raw activations in inference mode, without gradients."""
         rows, cols, values, seen = [], [], [], 0
         for part in self.chunks(x):
-            pre = self.pre_activations(part)
-            selection = self.rule.select_inference(pre, self.tensors)
-            values.append(self.rule.activate(pre[selection.rows, selection.cols], selection, self.tensors))
+            pre = PreActivations(part - self.centre(), self.w_enc, self.encoder_bias, dense=True)
+            selection, at = self.rule.select_inference(pre, self.tensors)
+            values.append(self.rule.activate(at, selection, self.tensors))
             rows.append(selection.rows + seen)
             cols.append(selection.cols)
             seen += part.shape[0]
@@ -164,18 +175,34 @@ class SparseAutoencoder:
         return self.decode(self.encode(x))
 
     def training_step(
-        self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"]
+        self,
+        x: Float[Tensor, "rows d_in"],
+        target: Float[Tensor, "rows d_in"],
+        dead: Bool[Tensor, " d_sae"],
+        screen: Screen = "fp32",
+        dense: bool = True,
+        progress: float = 0.0,
     ) -> Step:
-        """Run the SAE in training mode, with gradients to every tensor that wants one."""
+        """Run the SAE in training mode, with gradients to every tensor that wants one.
+
+        Args:
+            x: activations in training space.
+            target: what is to be reconstructed.
+            dead: latents that have not fired within the window.
+            screen: format that finds candidates for the selection; it changes the speed alone.
+            dense: select from plain fp32 products, for selections of a large share.
+            progress: share of the training that has passed, for terms that change with it.
+        """
         tensors = self.tensors
         with torch.no_grad():
             centred = x - self.centre()
-            pre = torch.addmm(tensors["b_enc"], centred, tensors["W_enc"])
-            selection = self.rule.select_training(pre, tensors)
-        at = encode_at(x, self.centre(), tensors["W_enc"], tensors["b_enc"], pre, selection)
+            pre = PreActivations(centred, tensors["W_enc"], self.encoder_bias, screen, dense)
+            selected = self.rule.select_training(pre, tensors)
+        selection = selected.selection
+        at = encode_at(x, self.centre(), tensors["W_enc"], self.encoder_bias, selected)
         values = self.rule.activate(at, selection, tensors)
         reconstruction = decode(values, tensors["W_dec"], selection) + tensors["b_dec"]
-        return Step(x, centred, target, tensors, self.rule, selection, at, values, reconstruction, dead)
+        return Step(x, centred, target, tensors, self.rule, selection, at, values, reconstruction, dead, progress)
 
     def folded(self, scale: float) -> SparseAutoencoder:
         """Return the same SAE acting on raw activations, for one trained on activations divided by ``scale``.
@@ -190,7 +217,8 @@ class SparseAutoencoder:
             if self.centring != "fixed":
                 return SparseAutoencoder(tensors, self.rule, self.centring)
             centre = tensors.pop("centre")
-            tensors["b_enc"] = tensors["b_enc"] - centre @ tensors["W_enc"]
+            bias = self.rule.encoder_bias
+            tensors[bias] = tensors[bias] - centre @ tensors["W_enc"]
             return SparseAutoencoder(tensors, self.rule, "none")
 
     def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -206,7 +234,7 @@ class SparseAutoencoder:
             raise InputError("fold the SAE before saving it: a fixed centre has no place in the file format")
         path.mkdir(parents=True, exist_ok=True)
         export = self.rule.export(self.tensors)
-        tensors = {name: self.tensors[name] for name in _BASE} | dict(export.tensors)
+        tensors = {name: self.tensors[name] for name in base_tensors(self.rule)} | dict(export.tensors)
         config = {
             "architecture": export.architecture,
             "d_in": self.d_in,

@@ -14,6 +14,7 @@ from saebench_core.errors import SaebenchError
 from saebench_core.interfaces.architecture import Recipe, Shape
 from saebench_core.interfaces.constraint import Constraint, Start
 from saebench_core.objectives import Step
+from saebench_core.kernels import DenseSwitch, fast_screen
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.training.controllers import L0Controller
 from saebench_core.training.settings import TrainingSettings
@@ -48,6 +49,7 @@ class Trainee:
         sae: tensors in training space; those that are trained want gradients.
         start: weights as they were drawn.
         frozen: names of the tensors that stay out of the optimiser.
+        screen: format that finds candidates of selections.
         report: numbers of the last step.
         threshold_average: running estimate of the inference threshold, None before it starts.
     """
@@ -79,6 +81,8 @@ class Trainee:
         controlled = recipe.objective.controlled()
         self._controller = L0Controller(controlled.l0, settings.total_steps) if controlled else None
         self._silent_rows = torch.zeros(shape.d_sae, dtype=torch.int64, device=b_dec.device)
+        self._dense = DenseSwitch()
+        self.screen = fast_screen(b_dec.device.type)
         self.report = StepReport()
         self.threshold_average: float | None = None
 
@@ -104,7 +108,14 @@ class Trainee:
         """
         if self._optimiser is None:
             return
-        view = self.sae.training_step(x, x, self._silent_rows >= self.settings.dead_window)
+        view = self.sae.training_step(
+            x,
+            x,
+            self._silent_rows >= self.settings.dead_window,
+            self.screen,
+            self._dense.now,
+            number / self.settings.total_steps,
+        )
         multiplier = self._controller.multiplier if self._controller else 1.0
         loss, _ = self.recipe.objective.loss(view, self.settings.sparsity_factor(number), multiplier)
         self._optimiser.zero_grad(set_to_none=True)
@@ -146,6 +157,7 @@ class Trainee:
         self._silent_rows[view.selection.fired(values)] = 0
         if self._controller is not None:
             self._controller.update(number, float((values > 0).sum()) / view.n_rows)
+        self._dense.update(view.selection.density)
         self._average_threshold(values, number)
 
     def _average_threshold(self, values: Tensor, number: int) -> None:
@@ -172,7 +184,8 @@ class Trainee:
     @torch.no_grad()
     def heldout_variance(self, x: Float[Tensor, "rows d_in"]) -> float:
         """Return the share of variance explained on a scaled batch, in training mode."""
-        view = self.sae.training_step(x, x, torch.zeros_like(self._silent_rows, dtype=torch.bool))
+        alive = torch.zeros_like(self._silent_rows, dtype=torch.bool)
+        view = self.sae.training_step(x, x, alive, self.screen, self._dense.now)
         return 1 - float(view.residual.double().square().sum() / (x - x.mean(0)).double().square().sum())
 
 

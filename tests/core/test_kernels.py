@@ -6,12 +6,11 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from saebench_core import kernels
-from saebench_core.kernels import Codes, Selection, decode, encode_at, from_mask, select_batch_topk, select_row_topk
+from saebench_core.kernels import Codes, Selected, Selection, decode, encode_at, from_mask, products
 from tests.helpers.training import generator, normal
 
 PATHS = {"sparse": 2.0, "dense": -1.0}
@@ -21,12 +20,17 @@ sizes = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 40))
 @contextmanager
 def on_path(name):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "DENSE_SHARE", PATHS[name])
+        patch.setattr(products, "DENSE_SHARE", PATHS[name])
         yield
 
 
 def draw_selection(rows, d_sae, density, seed):
     return from_mask(torch.rand(rows, d_sae, generator=generator(seed)) < density)
+
+
+def selected(x, centre, weight, bias, selection):
+    """The entries with their pre-activations from a dense product."""
+    return Selected(selection, ((x - centre) @ weight + bias).detach()[selection.rows, selection.cols])
 
 
 def close(found, wanted):
@@ -47,9 +51,8 @@ def test_encode_at_equals_a_dense_product(path, size, density, seed):
     inputs = [normal(d_in, seed=seed + 2), normal(d_in, d_sae, seed=seed + 3), normal(d_sae, seed=seed + 4)]
 
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
-    pre = ((x - inputs[0]) @ inputs[1] + inputs[2]).detach()
     with on_path(path):
-        found = encode_at(x, *ours, pre, selection)
+        found = encode_at(x, *ours, selected(x, *inputs, selection))
         found.backward(upstream)
 
     dense = [tensor.double().requires_grad_() for tensor in inputs]
@@ -94,8 +97,8 @@ def test_the_order_of_entries_within_a_row_is_free(path):
     for selection in (sorted_one, other):
         weight, decoder = normal(5, 30, seed=3).requires_grad_(), normal(30, 5, seed=4).requires_grad_()
         with on_path(path):
-            pre = (x @ weight + bias).detach()
-            values = encode_at(x, torch.zeros(5), weight, bias, pre, selection)
+            at = selected(x, torch.zeros(5), weight, bias, selection)
+            values = encode_at(x, torch.zeros(5), weight, bias, at)
             out = decode(values, decoder, selection)
             out.backward(upstream)
         results.append((out.detach(), weight.grad, decoder.grad))
@@ -111,7 +114,7 @@ def test_gradients_by_finite_differences(path):
     centre, weight, bias = (normal(*s, seed=n, dtype=torch.float64).requires_grad_() for n, s in enumerate(shapes, 1))
 
     def encode(centre, weight, bias):
-        return encode_at(x, centre, weight, bias, ((x - centre) @ weight + bias).detach(), selection)
+        return encode_at(x, centre, weight, bias, selected(x, centre, weight, bias, selection))
 
     values = normal(selection.cols.numel(), dtype=torch.float64).requires_grad_()
     decoder = normal(11, 4, dtype=torch.float64).requires_grad_()
@@ -126,7 +129,7 @@ def test_tensors_that_want_no_gradient_get_none(path):
     x, centre, weight = normal(5, 4), normal(4, seed=1), normal(4, 11, seed=2)
     bias = normal(11, seed=3).requires_grad_()
     with on_path(path):
-        found = encode_at(x, centre, weight, bias, ((x - centre) @ weight + bias).detach(), selection)
+        found = encode_at(x, centre, weight, bias, selected(x, centre, weight, bias, selection))
         decode(found, normal(11, 4, seed=4), selection).sum().backward()
     assert weight.grad is None
     assert centre.grad is None
@@ -139,8 +142,8 @@ def test_devices_without_sparse_products_gather_in_parts(monkeypatch):
     with on_path("sparse"):
         decode(values, weight, selection).square().sum().backward()
         whole, values.grad = values.grad, None
-        monkeypatch.setattr(kernels, "_SPARSE_DEVICES", frozenset())
-        monkeypatch.setattr(kernels, "_GATHER_ELEMENTS", 17 * 6)
+        monkeypatch.setattr(products, "_SPARSE_DEVICES", frozenset())
+        monkeypatch.setattr(products, "_GATHER_ELEMENTS", 17 * 6)
         decode(values, weight, selection).square().sum().backward()
     torch.testing.assert_close(values.grad, whole)
 
@@ -164,8 +167,8 @@ def test_repeated_calls_are_bit_equal(path):
         leaves = [normal(16, 300, seed=2), normal(300, seed=3), normal(300, 16, seed=4)]
         weight, bias, decoder = (tensor.requires_grad_() for tensor in leaves)
         with on_path(path):
-            pre = ((x - centre) @ weight + bias).detach()
-            out = decode(torch.relu(encode_at(x, centre, weight, bias, pre, selection)), decoder, selection)
+            at = selected(x, centre, weight, bias, selection)
+            out = decode(torch.relu(encode_at(x, centre, weight, bias, at)), decoder, selection)
             out.square().sum().backward()
         results.append([out.detach(), *(tensor.grad for tensor in (weight, bias, decoder))])
     assert all(torch.equal(first, second) for first, second in zip(*results, strict=True))
@@ -190,66 +193,19 @@ def test_selection_views_agree_with_the_mask(size, density, seed):
     assert selection.offsets.tolist() == starts
 
 
-def wanted_batch_topk(pre, n_keep):
-    positive = pre[pre > 0].sort(descending=True).values
-    if positive.numel() <= n_keep:
-        return pre > 0
-    return pre >= positive[n_keep - 1]
-
-
-def kept_mask(selection):
-    assert bool((selection.rows.diff() >= 0).all())
-    return selection.scatter(torch.ones(selection.cols.numel())) > 0
-
-
-@settings(deadline=None, max_examples=150)
-@given(
-    sizes, st.integers(1, 60), st.sampled_from(["normal", "tied", "negative", "few positive", "all equal"]), st.data()
-)
-def test_batch_topk_equals_an_exact_sort(size, n_keep, kind, data):
-    rows, _, d_sae = size
-    pre = normal(rows, d_sae, seed=data.draw(st.integers(0, 10**6)))
-    if kind == "tied":
-        pre = (pre * 2).round() / 2
-    elif kind == "negative":
-        pre = -pre.abs()
-    elif kind == "few positive":
-        pre = pre - 2
-    elif kind == "all equal":
-        pre = torch.ones_like(pre)
-    assert torch.equal(kept_mask(select_batch_topk(pre, n_keep)), wanted_batch_topk(pre, n_keep))
-
-
-@pytest.mark.parametrize("n_keep", [1, 300, 5_000, 60_000, 150_000, 10**6])
-@pytest.mark.parametrize("kind", ["normal", "tied", "large where sampled", "small where sampled"])
-def test_batch_topk_of_large_batches_equals_an_exact_sort(n_keep, kind):
-    pre = normal(300, 512)  # the lower bound comes from every second entry
-    if kind == "tied":
-        pre = (pre * 4).round() / 4
-    elif kind == "large where sampled":
-        pre = pre.abs()
-        pre[:, ::2] += 10
-    elif kind == "small where sampled":
-        pre = pre.abs()
-        pre[:, 1::2] += 10
-    assert torch.equal(kept_mask(select_batch_topk(pre, n_keep)), wanted_batch_topk(pre, n_keep))
-
-
-def test_batch_topk_of_nothing_keeps_nothing():
-    assert select_batch_topk(normal(3, 5), 0).cols.numel() == 0
-
-
 @settings(deadline=None, max_examples=60)
-@given(sizes, st.integers(1, 10), st.integers(0, 10**6))
-def test_row_topk_keeps_the_largest_of_each_row(size, k, seed):
+@given(sizes, st.sampled_from([0.0, 0.1, 0.6]), st.integers(0, 10**6), st.booleans())
+def test_a_part_of_a_selection_keeps_its_order(size, density, seed, known):
     rows, _, d_sae = size
-    assume(k <= d_sae)
-    pre = normal(rows, d_sae, seed=seed)
-    mask = kept_mask(select_row_topk(pre, k))
-    assert mask.sum(1).tolist() == [k] * rows
-    lowest_kept = torch.where(mask, pre, torch.inf).min(1).values
-    highest_left = torch.where(mask, -torch.inf, pre).max(1).values
-    assert bool((lowest_kept >= highest_left).all())
+    whole = draw_selection(rows, d_sae, density, seed)
+    if known:
+        assert whole.by_latent is not None  # computed once, and kept
+    kept = torch.rand(whole.cols.numel(), generator=generator(seed + 1)) < 0.5
+    part, wanted = whole.where(kept), Selection(whole.rows[kept], whole.cols[kept], rows, d_sae)
+    assert torch.equal(part.rows, wanted.rows)
+    assert torch.equal(part.cols, wanted.cols)
+    for found, expected in zip(part.by_latent, wanted.by_latent, strict=True):
+        assert torch.equal(found, expected)
 
 
 def test_shapes_are_enforced_in_tests():

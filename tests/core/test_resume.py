@@ -292,15 +292,13 @@ from dataclasses import dataclass
 from typing import Literal
 import torch
 from saebench_core import (
-    Architecture, ArchitectureConfig, ArchitectureSpec, Export, Objective, Recipe, Reconstruction, Rule, Selection,
-    WeightedTerm, hookimpl,
+    Architecture, ArchitectureConfig, ArchitectureSpec, Export, Objective, Recipe, Reconstruction, Rule, WeightedTerm, hookimpl,
 )
 
 @dataclass(frozen=True)
 class Cubed(Rule):
     def select_training(self, pre, tensors):
-        rows, cols = (pre > 0).nonzero(as_tuple=True)
-        return Selection(rows, cols, *pre.shape)
+        return pre.above(0.0)
 
     select_inference = select_training
 

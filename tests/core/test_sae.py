@@ -245,7 +245,7 @@ def test_weights_of_another_number_format_become_fp32(dtype, tmp_path):
 @rules
 @pytest.mark.parametrize("dense_share", [-1.0, 2.0])
 def test_a_training_step_makes_no_tensor_on_a_default_device(rule, dense_share, monkeypatch):
-    monkeypatch.setattr("saebench_core.kernels.DENSE_SHARE", dense_share)
+    monkeypatch.setattr("saebench_core.kernels.products.DENSE_SHARE", dense_share)
     sae, dead = random_sae(rule), torch.zeros(D_SAE, dtype=torch.bool)
     for tensor in sae.tensors.values():
         tensor.requires_grad_()

@@ -14,6 +14,7 @@ from saebench_core.catalog import Catalog, make_catalog
 from saebench_core.interfaces.architecture import Shape
 from saebench_core.interfaces.backbone import ActivationBatch, Backbone, BackboneDescription
 from saebench_core.interfaces.constraint import BaseDraw, Init, Statistics
+from saebench_core.kernels import PreActivations
 from saebench_core.randomness import named_generator
 from saebench_core.rules import Rule
 from saebench_core.sae import SparseAutoencoder
@@ -30,6 +31,12 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=dtype)
+
+
+def given_pre(pre: torch.Tensor, **how: Any) -> PreActivations:
+    """Pre-activations that are exactly this matrix."""
+    size = pre.shape[1]
+    return PreActivations(pre, torch.eye(size), torch.zeros(size), **how)
 
 
 @cache
@@ -71,6 +78,9 @@ class MemoryReader:
 
     def take(self, first: int, order: torch.Tensor) -> torch.Tensor:
         return self.values[order + first]
+
+    def span(self, first: int, count: int) -> Iterator[torch.Tensor]:
+        yield from self.values[first : first + count].split(7)
 
 
 class MemoryBackbone(Backbone):

@@ -1,0 +1,308 @@
+"""Selection among ``batch x d_sae`` pre-activations without holding them: screen, recompute, choose.
+
+A product in a short number format finds candidates. Its error is bounded by the parts that rounding cut off
+(Cauchy-Schwarz on both factors' residuals), so no entry that belongs to the selection is missed; the candidates'
+values are then recomputed in fp32, one product of two vectors each, and the choice is made among those. What comes
+out does not depend on the format that screened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saebench_core.kernels.products import DENSE_SHARE, sampled_product
+from saebench_core.kernels.selection import Selected, Selection, select_mask
+
+__all__ = ["DenseSwitch", "PreActivations", "Screen", "fast_screen"]
+
+Screen = Literal["bf16", "fp32"]
+
+_DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_HALF_ULP: Final = {"bf16": 2.0**-8 * 1.01, "fp32": 2.0**-24 * 1.01}
+_CHUNK_BYTES: Final = 1 << 24
+_GROUPS: Final = (16, 8, 4, 2, 1)
+_SAMPLE_ROWS: Final = 128
+_CAST_ROWS: Final = 1024
+
+
+@lru_cache(maxsize=8)
+def fast_screen(device_type: str) -> Screen:
+    """Return the format in which products are faster on this machine, by a measurement made once a process."""
+    device = torch.device(device_type)
+    left, right = torch.ones(512, 512, device=device), torch.ones(512, 2048, device=device)
+    seconds = {name: _seconds(left.to(dtype), right.to(dtype)) for name, dtype in _DTYPES.items()}
+    return "bf16" if seconds["bf16"] < 0.8 * seconds["fp32"] else "fp32"
+
+
+def _seconds(left: Tensor, right: Tensor) -> float:
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@final
+@dataclass
+class DenseSwitch:
+    """Says whether the next step selects from plain products: by the last one's density, with hysteresis.
+
+    Attributes:
+        now: whether it does; a training starts so, for nothing is known of the density yet.
+    """
+
+    now: bool = True
+
+    def update(self, density: float) -> None:
+        """Take in the share of entries that a step selected."""
+        if density > 1.25 * DENSE_SHARE:
+            self.now = True
+        elif density < 0.8 * DENSE_SHARE:
+            self.now = False
+
+
+class _Part(NamedTuple):
+    """Screened values of some rows.
+
+    Attributes:
+        first: number of the first row.
+        values: ``(rows, padded d_sae)`` in the screen's format.
+        tops: largest value of each group of latents, ``(rows, groups)``, fp32.
+        margins: bound of each row's error before the result was rounded, ``(rows, 1)``.
+    """
+
+    first: int
+    values: Tensor
+    tops: Tensor
+    margins: Tensor
+
+
+class _Candidates(NamedTuple):
+    """Entries that may belong to a selection, sorted by row.
+
+    Attributes:
+        rows: in the whole batch.
+        cols: latents.
+        surely: lower bound of each entry's true value.
+        perhaps: upper bound.
+    """
+
+    rows: Tensor
+    cols: Tensor
+    surely: Tensor
+    perhaps: Tensor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PreActivations:
+    """``centred @ W_enc + b_enc`` of a batch, from which entries are selected, without gradients.
+
+    Attributes:
+        centred: activations minus the centre, ``(rows, d_in)``, fp32.
+        weight: encoder ``(d_in, d_sae)``; each latent's vector lies together in memory.
+        bias: ``(d_sae,)``.
+        screen: format that finds candidates.
+        dense: take plain fp32 products, for selections of a large share of all entries.
+    """
+
+    centred: Float[Tensor, "rows d_in"]
+    weight: Float[Tensor, "d_in d_sae"]
+    bias: Float[Tensor, " d_sae"]
+    screen: Screen = "fp32"
+    dense: bool = False
+
+    @property
+    def n_rows(self) -> int:
+        """Rows in the batch."""
+        return self.centred.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return self.weight.shape[1]
+
+    def parts(self) -> Iterator[Float[Tensor, "part d_sae"]]:
+        """Yield dense fp32 pre-activations, some rows at a time."""
+        for rows in torch.split(self.centred, max(1, _CHUNK_BYTES // (4 * self.d_sae))):
+            yield torch.addmm(self.bias, rows, self.weight)
+
+    def above(self, threshold: Tensor | float) -> Selected:
+        """Select the entries strictly above a threshold, a scalar or one value a latent ``(d_sae,)``."""
+        if self.dense:
+            return self._joined([select_mask(pre, pre > threshold) for pre in self.parts()])
+        screened = _Screened.of(self.centred, self.weight, self.bias - threshold, self.screen)
+        selected = self._recomputed([screened.candidates(part, 0.0) for part in screened.parts(_GROUPS[0])])
+        limit = threshold[selected.selection.cols] if isinstance(threshold, Tensor) and threshold.ndim else threshold
+        return selected.where(selected.pre > limit)
+
+    def row_topk(self, k: int) -> Selected:
+        """Select the k largest entries of every row."""
+        if self.dense or k > DENSE_SHARE * self.d_sae:
+            return self._joined([select_mask(pre, _topk_mask(pre, k)) for pre in self.parts()])
+        screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
+        group = next(size for size in _GROUPS if size * 4 * k <= self.d_sae or size == 1)
+        found = []
+        for part in screened.parts(group):
+            least = part.tops.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+            found.append(screened.candidates(part, screened.lowest(least) - part.margins))
+        return _largest_of_rows(self._recomputed(found), k)
+
+    def batch_topk(self, count: int) -> Selected:
+        """Select the ``count`` largest positive entries of the batch, fewer if there are fewer; ties are all kept."""
+        if count == 0:
+            return self._recomputed([])
+        if self.dense or count > DENSE_SHARE * self.d_sae * self.n_rows:
+            return _largest(self._joined([select_mask(pre, pre > 0) for pre in self.parts()]), count)
+        screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
+        least = screened.guess(count / self.n_rows)
+        while True:
+            found = [screened.candidates(part, least) for part in screened.parts(_GROUPS[0])]
+            surely = torch.cat([candidates.surely for candidates in found])
+            sure = float(surely.topk(count, sorted=False).values.min()) if surely.numel() >= count else 0.0
+            if sure >= least or least <= 0:  # nothing below `least` can be among the largest
+                break
+            least = max(0.0, sure)
+        kept = [candidates.perhaps >= sure for candidates in found]
+        found = [_Candidates(*(column[keep] for column in part)) for part, keep in zip(found, kept, strict=True)]
+        selected = self._recomputed(found)
+        return _largest(selected.where(selected.pre > 0), count)
+
+    def _joined(self, parts: Sequence[Selected]) -> Selected:
+        """Join selections of consecutive rows."""
+        starts = itertools.accumulate((part.selection.n_rows for part in parts), initial=0)
+        rows = [part.selection.rows + start for part, start in zip(parts, starts, strict=False)]
+        cols = [part.selection.cols for part in parts]
+        selection = Selection(torch.cat(rows), torch.cat(cols), self.n_rows, self.d_sae)
+        return Selected(selection, torch.cat([part.pre for part in parts]))
+
+    def _recomputed(self, found: Sequence[_Candidates]) -> Selected:
+        """Return the candidates with their values in fp32."""
+        none = torch.empty(0, dtype=torch.int64, device=self.centred.device)
+        rows = torch.cat([candidates.rows for candidates in found]) if found else none
+        cols = torch.cat([candidates.cols for candidates in found]) if found else none
+        selection = Selection(rows, cols, self.n_rows, self.d_sae)
+        return Selected(selection, sampled_product(self.centred, self.weight.T, selection) + self.bias[cols])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Screened:
+    """Factors of the product in the screen's format, padded to whole groups, and bounds of what rounding cut off.
+
+    Attributes:
+        rows: activations.
+        latents: encoder vectors ``(padded d_sae, d_in)``.
+        bias: ``(padded d_sae,)``, minus infinity where padded.
+        margins: bound of each row's error before the result is rounded, ``(rows, 1)``, fp32.
+        unit: largest relative error of that rounding.
+    """
+
+    rows: Tensor
+    latents: Tensor
+    bias: Tensor
+    margins: Tensor
+    unit: float
+
+    @classmethod
+    def of(cls, centred: Tensor, weight: Tensor, bias: Tensor, screen: Screen) -> _Screened:
+        """Round the factors, and bound what that does to any product."""
+        dtype, d_sae = _DTYPES[screen], weight.shape[1]
+        latents, largest, cut_off = _shortened(weight.T, dtype, -(-d_sae // _GROUPS[0]) * _GROUPS[0])
+        padded = torch.full_like(latents[:, 0], -torch.inf)
+        padded[:d_sae] = bias
+        rows = centred.to(dtype)
+        norms, rest = rows.float().norm(dim=1), (centred - rows.float()).norm(dim=1)
+        margins = rest * largest + norms * cut_off + 4 * (weight.shape[0] + 2) * 2.0**-24 * norms * largest
+        margins += (bias - padded[:d_sae].float()).abs().amax() + 2.0**-20 * bias.abs().amax()
+        return cls(rows, latents, padded, margins[:, None], _HALF_ULP[screen])
+
+    def parts(self, group: int) -> Iterator[_Part]:
+        """Yield the product, some rows at a time, with the largest value of every group of latents."""
+        width = self.latents.shape[0]
+        size = max(1, _CHUNK_BYTES // (self.rows.element_size() * width))
+        for first in range(0, self.rows.shape[0], size):
+            values = torch.addmm(self.bias, self.rows[first : first + size], self.latents.T)
+            tops = values.view(-1, group, width // group).amax(1).float()
+            yield _Part(first, values, tops, self.margins[first : first + size])
+
+    def lowest(self, values: Tensor) -> Tensor:
+        """Return the smallest number that may have been rounded to these values."""
+        return values - self.unit * values.abs()
+
+    def candidates(self, part: _Part, least: Tensor | float) -> _Candidates:
+        """Return the entries whose true value may reach ``least``, a scalar or one number a row ``(rows, 1)``."""
+        wanted = self.lowest(least - part.margins)
+        rows, groups = (part.tops >= wanted).nonzero(as_tuple=True)
+        n_groups, width = part.tops.shape[1], part.values.shape[1]
+        places = (rows * width + groups)[:, None] + torch.arange(0, width, n_groups, device=rows.device)
+        values = part.values.view(-1)[places].float()
+        kept = values >= wanted[rows]
+        which, values = kept.nonzero(as_tuple=True)[0], values[kept]
+        rows, cols = rows[which], places[kept] % width
+        margins = part.margins[rows, 0]
+        surely, perhaps = self.lowest(values) - margins, values + self.unit * values.abs() + margins
+        return _Candidates(rows + part.first, cols, surely, perhaps)
+
+    def guess(self, per_row: float) -> float:
+        """Guess, from a few rows, a number that the entries of a selection exceed; zero if unsure."""
+        stride = max(1, self.rows.shape[0] // _SAMPLE_ROWS)
+        sample = replace(self, rows=self.rows[::stride].contiguous(), margins=self.margins[::stride].contiguous())
+        tops = torch.cat([part.tops.flatten() for part in sample.parts(_GROUPS[0])])
+        expected = per_row * sample.rows.shape[0]
+        rank = int(1.05 * expected + 6 * expected**0.5 + 8)
+        if rank >= tops.numel():
+            return 0.0
+        return max(0.0, float(tops.topk(rank, sorted=False).values.min() - 2 * sample.margins.mean()))
+
+
+def _shortened(latents: Tensor, dtype: torch.dtype, padded: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the vectors in a format, padded with zeros, their largest norm, and that of what was cut off."""
+    if dtype == latents.dtype and padded == latents.shape[0]:
+        return latents, latents.norm(dim=1).amax(), latents.new_zeros(())
+    short = torch.zeros(padded, latents.shape[1], dtype=dtype, device=latents.device)
+    norms, rest = [], []
+    for part, place in zip(torch.split(latents, _CAST_ROWS), torch.split(short, _CAST_ROWS), strict=False):
+        place[: part.shape[0]] = part
+        norms.append(part.norm(dim=1).amax())
+        rest.append((part - place[: part.shape[0]].float()).norm(dim=1).amax())
+    return short, torch.stack(norms).amax(), torch.stack(rest).amax()
+
+
+def _topk_mask(pre: Tensor, k: int) -> Tensor:
+    mask = torch.zeros_like(pre, dtype=torch.bool)
+    return mask.scatter_(1, pre.topk(k, dim=1, sorted=False).indices, True)
+
+
+def _largest(found: Selected, count: int) -> Selected:
+    """Return the entries not below the ``count``-th largest."""
+    if found.pre.numel() <= count:
+        return found
+    return found.where(found.pre >= found.pre.topk(count, sorted=False).values.min())
+
+
+def _largest_of_rows(found: Selected, k: int) -> Selected:
+    """Return the k largest entries of each row."""
+    selection = found.selection
+    kept = torch.zeros_like(found.pre, dtype=torch.bool)
+    widest = int(selection.bounds.diff().max()) if selection.n_rows else 0
+    size = max(1, _CHUNK_BYTES // (4 * max(1, widest)))
+    for first in range(0, selection.n_rows, size):
+        bounds = selection.bounds[first : first + size + 1]
+        entries = torch.arange(int(bounds[0]), int(bounds[-1]), device=kept.device)
+        rows = selection.rows[entries] - first
+        padded = found.pre.new_full((bounds.numel() - 1, widest), -torch.inf)
+        padded[rows, entries - bounds[rows]] = found.pre[entries]
+        best = padded.topk(min(k, widest), dim=1, sorted=False).indices + bounds[:-1, None]
+        kept[best[best < bounds[1:, None]]] = True
+    return found.where(kept)

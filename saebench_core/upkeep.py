@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from saebench_core.api import Opened, reopen
-from saebench_core.catalog import Catalog
+from saebench_core.catalog import Catalog, Plugin
 from saebench_core.errors import InputError
 from saebench_core.plan import core_digest
 from saebench_core.results import Journal
@@ -108,12 +108,21 @@ def needs_of(registries: Iterable[Opened]) -> Needs:
     for opened in registries:
         products |= {(product.kind, product.key) for task in opened.plan.tasks for product in task.products}
         backbones |= {canonical_json(identity) for identity in opened.plan.identities.values()}
-        entries = [cell.backbone for cell in opened.registry.active], opened.registry.metrics
         environment = {"device": opened.environment.device, "torch": opened.environment.torch}
-        for entry in {entry.plugin.name: entry for group in entries for entry in group}.values():
-            made_by: Mapping[str, Any] = {"name": entry.plugin.name, "plugin": entry.plugin.identity()}
-            plugins.add(canonical_json({**made_by, **environment}))
+        for plugin in _plugins(opened):
+            plugins.add(canonical_json({"name": plugin.name, "plugin": plugin.identity(), **environment}))
     return Needs(frozenset(products), frozenset(backbones), frozenset(plugins))
+
+
+def _plugins(opened: Opened) -> list[Plugin]:
+    """Return the plugins of a registry that may make products for themselves."""
+    used: dict[tuple[str, str], Plugin] = {}
+    for cell in opened.registry.active:
+        for plugin in (cell.backbone.plugin, cell.architecture.plugin):
+            used[plugin.kind, plugin.name] = plugin
+    for entry in opened.registry.metrics:
+        used[entry.plugin.kind, entry.plugin.name] = entry.plugin
+    return list(used.values())
 
 
 def known_registries(workdir: Path, catalog: Catalog, named: Sequence[Opened] = ()) -> list[Opened]:

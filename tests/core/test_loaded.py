@@ -20,6 +20,7 @@ from saebench_core.report import write_html
 from saebench_core.report.certificates import certificate_rows
 from saebench_core.report.tables import comparisons
 from saebench_core.tasks.references import shape_of
+from saebench_core.upkeep import needs_of, unneeded
 from tests.helpers.contexts import FakeContext
 from tests.helpers.distributions import Site
 from tests.helpers.registries import CPU, TINY, built_in, call, changed, load, plan_of
@@ -429,5 +430,7 @@ def test_a_stranger_can_load_saes_and_start_from_them(site, tmp_path):
     cells = results(work)
     scores = of(cells, "trained", architecture="identity").metrics
     assert scores["reconstruction/explained_variance"].value == pytest.approx(1.0)
+    assert len(list(work.store.keys("derived"))) == 1
+    assert unneeded(work.store, needs_of([work])) == [], "what it made for itself is needed too"
     turned = of(cells, "null", architecture="identity").metrics["reconstruction/explained_variance"].value
     assert turned < 0, "each number is decoded as another's negative"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -18,6 +20,7 @@ from saebench_core import (
     ConstraintConfig,
     ConstraintSpec,
 )
+from saebench_core import plan as plan_module
 from saebench_core.catalog import Catalog, Plugin, make_catalog
 from saebench_core.errors import PluginError
 from saebench_core.plan import Environment
@@ -391,3 +394,19 @@ def test_a_thousand_cells_are_planned_by_the_command(tmp_path):
     assert "2000 scores" in ended.out
     assert taken < 15, f"{taken:.2f} s"
     assert [path.name for path in tmp_path.iterdir()] == ["registry.yaml"]
+
+
+def test_a_loaded_sae_is_measured_on_the_evaluation_rows_of_a_stored_backbone():
+    path = Path(__file__).parents[1] / "data" / "peers" / "saelens_topk"
+    twin = f"  - {{name: theirs, type: pretrained, path: {path}, twin: {{type: topk}}}}\n"
+    plan = plan_of(STORED.replace("architectures:\n", f"architectures:\n{twin}"), with_own())
+    assert kinds(plan) == {"activations": 3, "load": 1, "train": 4, "metric": 1, "score": 8 + 7}
+    (load,) = [task for task in plan.tasks if task.kind == "load"]
+    assert [(needed.split, needed.rows) for needed in load.needs] == [("evaluation", 64)]
+
+
+def test_every_module_that_shapes_a_product_is_there():
+    root = Path(str(files("saebench_core")))
+    for kind, names in plan_module._CORE.items():
+        for name in names:
+            assert (root / name).exists(), f"{name}, named for {kind}: its edits would re-run nothing"

@@ -73,6 +73,7 @@ def main() -> None:
     """Run the command line; bad input is told in plain lines, never as a traceback."""
     # Threads that wait by spinning slow each other down several times over as soon as a core is shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages: gradients are allocated anew every step
     try:
         app(standalone_mode=True)
     except SaebenchError as error:

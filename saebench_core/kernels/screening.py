@@ -232,7 +232,7 @@ class _Screened:
         width = self.latents.shape[0]
         size = max(1, _CHUNK_BYTES // (self.rows.element_size() * width))
         for first in range(0, self.rows.shape[0], size):
-            values = torch.addmm(self.bias, self.rows[first : first + size], self.latents.T)
+            values = torch.nn.functional.linear(self.rows[first : first + size], self.latents, self.bias)
             tops = values.view(-1, group, width // group).amax(1).float()
             yield _Part(first, values, tops, self.margins[first : first + size])
 
@@ -243,14 +243,16 @@ class _Screened:
     def candidates(self, part: _Part, least: Tensor | float) -> _Candidates:
         """Return the entries whose true value may reach ``least``, a scalar or one number a row ``(rows, 1)``."""
         wanted = self.lowest(least - part.margins)
-        rows, groups = (part.tops >= wanted).nonzero(as_tuple=True)
-        n_groups, width = part.tops.shape[1], part.values.shape[1]
-        places = (rows * width + groups)[:, None] + torch.arange(0, width, n_groups, device=rows.device)
-        values = part.values.view(-1)[places].float()
-        kept = values >= wanted[rows]
-        which, values = kept.nonzero(as_tuple=True)[0], values[kept]
-        rows, cols = rows[which], places[kept] % width
-        margins = part.margins[rows, 0]
+        n_groups = part.tops.shape[1]
+        grouped = part.values.view(part.values.shape[0], -1, n_groups)
+        hits = (part.tops >= wanted).view(-1).nonzero()[:, 0]
+        rows = torch.div(hits, n_groups, rounding_mode="floor")
+        groups = hits - rows * n_groups
+        values = grouped[rows, :, groups].float()
+        inside = (values >= wanted[rows]).view(-1).nonzero()[:, 0]
+        which = torch.div(inside, grouped.shape[1], rounding_mode="floor")
+        rows, cols = rows[which], groups[which] + (inside - which * grouped.shape[1]) * n_groups
+        values, margins = values.view(-1)[inside], part.margins[rows, 0]
         surely, perhaps = self.lowest(values) - margins, values + self.unit * values.abs() + margins
         return _Candidates(rows + part.first, cols, surely, perhaps)
 

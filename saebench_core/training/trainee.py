@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -13,14 +14,16 @@ from torch import Tensor
 from saebench_core.errors import SaebenchError
 from saebench_core.interfaces.architecture import Recipe, Shape
 from saebench_core.interfaces.constraint import Constraint, Start
-from saebench_core.objectives import Step
 from saebench_core.kernels import DenseSwitch, fast_screen
+from saebench_core.objectives import Step
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.training.controllers import L0Controller
 from saebench_core.training.settings import TrainingSettings
 
 __all__ = ["Trainee", "TrainingDivergedError"]
 
+_BLOCK: Final = 1 << 17
+"""Elements of a block that fits a processor's cache."""
 _THRESHOLD_FROM: Final = 0.1
 """Share of the steps after which the running threshold estimate starts."""
 
@@ -77,7 +80,8 @@ class Trainee:
             for name, tensor in self.sae.tensors.items()
             if name not in self.frozen | estimated
         }
-        self._optimiser = _optimiser(list(self._trained.values()), settings) if constraint.trains else None
+        self._steppers = [_Stepper.of(tensor) for tensor in self._trained.values()]
+        self._optimiser = _optimiser([s.view for s in self._steppers], settings) if constraint.trains else None
         controlled = recipe.objective.controlled()
         self._controller = L0Controller(controlled.l0, settings.total_steps) if controlled else None
         self._silent_rows = torch.zeros(shape.d_sae, dtype=torch.int64, device=b_dec.device)
@@ -118,7 +122,8 @@ class Trainee:
         )
         multiplier = self._controller.multiplier if self._controller else 1.0
         loss, _ = self.recipe.objective.loss(view, self.settings.sparsity_factor(number), multiplier)
-        self._optimiser.zero_grad(set_to_none=True)
+        for tensor in self._trained.values():
+            tensor.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         total = float(loss.detach())
         if not torch.isfinite(loss.detach()):
@@ -130,6 +135,8 @@ class Trainee:
             )
         for group in self._optimiser.param_groups:
             group["lr"] = self.settings.lr * self.settings.lr_factor(number)
+        for stepper in self._steppers:
+            stepper.hand_over()
         self._optimiser.step()
         with torch.no_grad():
             self._after_step(view, number)
@@ -138,8 +145,8 @@ class Trainee:
     def _shape_gradients(self) -> float:
         """Make the decoder's gradient tangential, then clip; return the norm before clipping."""
         if self.unit_decoder and self.sae.w_dec.grad is not None:
-            gradient, rows = self.sae.w_dec.grad, self.sae.w_dec.detach()
-            gradient.sub_((gradient * rows).sum(dim=1, keepdim=True) * rows)
+            for gradient, rows in _blocks(self.sae.w_dec.grad, self.sae.w_dec.detach()):
+                gradient.addcmul_(torch.linalg.vecdot(gradient, rows)[:, None], rows, value=-1)
         gradients = [tensor.grad for tensor in self._trained.values() if tensor.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if self.settings.clip_norm is not None:
@@ -149,8 +156,8 @@ class Trainee:
     def _after_step(self, view: Step, number: int) -> None:
         self.recipe.rule.after_step(self.sae.tensors)
         if self.unit_decoder:
-            rows = self.sae.w_dec
-            rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+            for (rows,) in _blocks(self.sae.w_dec):
+                rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
         self.constraint.project(self.sae, self.start)
         values = view.values.detach()
         self._silent_rows += view.n_rows
@@ -187,6 +194,33 @@ class Trainee:
         alive = torch.zeros_like(self._silent_rows, dtype=torch.bool)
         view = self.sae.training_step(x, x, alive, self.screen, self._dense.now)
         return 1 - float(view.residual.double().square().sum() / (x - x.mean(0)).double().square().sum())
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class _Stepper:
+    """A trained tensor, and its view in memory order, which the optimiser steps on without copies."""
+
+    tensor: Tensor
+    view: Tensor
+    transposed: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Stepper:
+        """View a tensor, or its transpose, whichever is contiguous."""
+        transposed = tensor.ndim == 2 and not tensor.is_contiguous()
+        return cls(tensor, tensor.detach().T if transposed else tensor.detach(), transposed)
+
+    def hand_over(self) -> None:
+        """Give the tensor's gradient to the view."""
+        gradient = self.tensor.grad
+        self.view.grad = gradient.T if gradient is not None and self.transposed else gradient
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors into blocks of rows that stay in a cache."""
+    size = max(1, _BLOCK // tensors[0].shape[1])
+    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
 
 
 def _optimiser(tensors: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer | None:

@@ -94,6 +94,8 @@ def test_freezing_only_by_zero_gradients_would_not_do():
     trainee = make_trainee("relu", "trained", training=settings(10, weight_decay=0.1))
     before = bits(trainee)["W_enc"]
     trainee.sae.w_enc.grad = torch.zeros_like(trainee.sae.w_enc)
+    for stepper in trainee._steppers:
+        stepper.hand_over()
     trainee._optimiser.step()
     assert not torch.equal(trainee.sae.w_enc.detach(), before)
 

@@ -26,17 +26,17 @@ __all__ = ["Environment", "Estimate", "Plan", "Product", "Task", "make_plan"]
 Kind = Literal["activations", "metric", "load", "train", "score"]
 
 _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
-    "activations": ("activations.py", "interfaces/backbone.py", "kernels", "randomness.py", "sources"),
+    "activations": ("activations", "interfaces/backbone.py", "kernels", "randomness.py", "sources"),
     "metric": (
-        "activations.py", "interfaces/metric.py", "interfaces/backbone.py", "kernels", "randomness.py", "sources",
+        "activations", "interfaces/metric.py", "interfaces/backbone.py", "kernels", "randomness.py", "sources",
         "tasks/score.py",
     ),
     "load": (
-        "activations.py", "formats", "kernels", "rules.py", "sae.py", "interfaces/loaded.py",
+        "activations", "formats", "kernels", "rules.py", "sae.py", "interfaces/loaded.py",
         "training/certificate.py", "tasks/load.py",
     ),
     "train": (
-        "activations.py", "kernels", "rules.py", "objectives.py", "sae.py", "randomness.py",
+        "activations", "kernels", "rules.py", "objectives.py", "sae.py", "randomness.py",
         "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/references.py",
     ),
     "score": ("kernels", "rules.py", "sae.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),

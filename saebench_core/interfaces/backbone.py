@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
@@ -24,6 +25,7 @@ __all__ = [
     "GroundTruth",
     "LanguageModel",
     "Patch",
+    "Precomputed",
     "TokenBatch",
     "VisionModel",
 ]
@@ -117,6 +119,14 @@ class Backbone(ABC):
         and `rows_available` counts them all the same. The rows are the same in the same order however they are
         cut: exactly for tokens, to 1e-5 relative in fp32 for values, bit-equal for a backbone that ``regenerates``.
         """
+
+
+@runtime_checkable
+class Precomputed(Protocol):
+    """Capability: the activations lie in files, so that any row can be read at any time."""
+
+    def folder(self, site: str, split: Split) -> Path:
+        """Return the local folder with manifest and shards, checked against its hashes."""
 
 
 class Patch(Protocol):

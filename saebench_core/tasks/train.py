@@ -66,7 +66,7 @@ def load_statistics(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -
     product = Product.of("statistics", identity_of_product)
 
     def build(folder: Path) -> None:
-        found = measure(bench.reader(cell.backbone, identity, cell.site, "train", cell.training.total_rows), rows)
+        found = measure(_train_rows(bench, cell, identity), rows)
         save_file({"mean": found.mean, "covariance": found.covariance}, folder / "statistics.safetensors")
         facts = {"rows": found.rows, "mean_square_norm": found.mean_square_norm}
         (folder / "statistics.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -75,6 +75,27 @@ def load_statistics(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -
     tensors = load_file(folder / "statistics.safetensors")
     facts = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
     return Statistics(facts["rows"], tensors["mean"], facts["mean_square_norm"], tensors["covariance"])
+
+
+def _train_rows(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -> LiveReader | StoredReader:
+    """Return the rows that a cell is trained on; those that are streamed are never stored."""
+    read = bench.live if cell.training.activations == "streamed" else bench.reader
+    return read(cell.backbone, identity, cell.site, "train", cell.training.total_rows)
+
+
+def _stream(reader: LiveReader | StoredReader, cell: Cell, source: str) -> ShuffledRows:
+    """Return the batches that all cells of a group see."""
+    settings = cell.training
+    return ShuffledRows(
+        reader,
+        reader.rows,
+        settings.total_rows,
+        settings.batch_size,
+        cell.seed,
+        source,
+        settings.buffer_rows if settings.activations == "streamed" else None,
+        reader.exact,
+    )
 
 
 @final
@@ -110,7 +131,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
         return
     first = missing[0][0]
     settings = first.training
-    reader = bench.reader(first.backbone, identity, first.site, "train", settings.total_rows)
+    reader = _train_rows(bench, first, identity)
     group = _Group(
         bench,
         statistics := load_statistics(bench, first, identity),
@@ -121,7 +142,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
     failures: dict[str, str] = {}
     trainees = _trainees([cell for cell, _ in missing], group, failures)
     source = content_key({"backbone": identity, "site": first.site})
-    stream = ShuffledRows(reader, reader.rows, settings.total_rows, settings.batch_size, first.seed, source)
+    stream = _stream(reader, first, source)
     heldout = next(iter(group.calibration.batches(_HELDOUT_ROWS)))
     outcome = train_group(
         {name: trainee for name, (trainee, _) in trainees.items()},
@@ -136,9 +157,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
         if cell.cell_id in failures:
             continue
         try:
-            finished = _Finished(
-                cell, *trainees[cell.cell_id], outcome.curves[cell.cell_id], group, stream.rows < stream.total
-            )
+            finished = _Finished(cell, *trainees[cell.cell_id], outcome.curves[cell.cell_id], group, stream.repeated)
             folder = twins.get(cell.cell_id)
             sae, facts = finished.close(outcome.batch_order_sha256, folder)
             bench.make(product, lambda path, s=sae, f=facts, c=finished: c.write(path, s, f))  # type: ignore[misc]

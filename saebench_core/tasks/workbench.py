@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from saebench_core.activations import LiveReader, StoredReader, collect
 from saebench_core.catalog import Catalog, Plugin
-from saebench_core.interfaces.backbone import Backbone, BackboneConfig
+from saebench_core.interfaces.backbone import Backbone, BackboneConfig, Precomputed
 from saebench_core.interfaces.context import Progress, Split
 from saebench_core.interfaces.entry import Json
 from saebench_core.plan import Environment, Product, activations_product, core_digest
@@ -55,7 +56,7 @@ class Workbench:
         self.catalog = catalog
         self.environment = environment
         self.device = device
-        self.progress = progress
+        self.progress = _one_at_a_time(progress)
         self._loaded: tuple[str, Backbone] | None = None
 
     @property
@@ -92,11 +93,8 @@ class Workbench:
             split: part of the data.
             rows: how many; fewer where the split has fewer.
         """
-        description = cast(Backbone, entry.instance).describe()
-        if description.regenerates:
-            available = self.backbone(entry).rows_available(site, split)
-            count = rows if available is None else min(rows, available)
-            return LiveReader(self.backbone(entry), site, split, count, description.sites[site], self.device)
+        if cast(Backbone, entry.instance).describe().regenerates:
+            return self.live(entry, identity, site, split, rows)
         product = activations_product(identity, site, split, rows)
 
         def build(folder: Path) -> None:
@@ -106,6 +104,28 @@ class Workbench:
             collect(backbone, site, split, count, folder, self.progress)
 
         return StoredReader(self.make(product, build), self.device)
+
+    def live(
+        self, entry: Entry[BackboneConfig], identity: Mapping[str, Any], site: str, split: Split, rows: int
+    ) -> LiveReader | StoredReader:
+        """Return a split's first rows as the backbone gives them, storing nothing; arguments as `reader`."""
+        backbone, description = self.backbone(entry), cast(Backbone, entry.instance).describe()
+        if isinstance(backbone, Precomputed):
+            return StoredReader(backbone.folder(site, split), self.device, rows)
+        available = backbone.rows_available(site, split)
+        count = rows if available is None else min(rows, available)
+        return LiveReader(backbone, site, split, count, description.sites[site], self.device)
+
+
+def _one_at_a_time(progress: Progress) -> Progress:
+    """Return a progress that threads may call at any time; listeners hear one call after the other."""
+    lock = threading.Lock()
+
+    def report(label: str, done: int, total: int) -> None:
+        with lock:
+            progress(label, done, total)
+
+    return report
 
 
 @dataclass(frozen=True)

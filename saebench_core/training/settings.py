@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from saebench_core.interfaces.entry import Model
 
@@ -23,6 +32,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 }
 """Named defaults: the paper's section 4.1, and the demo settings behind SAEBench's own SAEs."""
 
+_BUFFER_ROWS = 1 << 18
 _LONGEST_WARMUP = 1000
 _LONGEST_SPARSITY_WARMUP = 5000
 _LONGEST_DEAD_WINDOW = 10_000_000
@@ -58,6 +68,13 @@ class TrainingSettings(Model):
     )
     b_dec_init: Literal["mean", "zero"] = Field("mean", description="Decoder bias at the start.")
     calibration_rows: PositiveInt = Field(1 << 17, description="Held-out rows on which inference thresholds are set.")
+    activations: Literal["cached", "streamed"] = Field(
+        "cached",
+        description="Activations to train on: stored once, or computed anew for each seed and never stored.",
+    )
+    buffer_rows: PositiveInt = Field(
+        _BUFFER_ROWS, description="Rows in memory at once while activations are streamed; they mix within that."
+    )
     evaluation_rows: PositiveInt = Field(65536, description="Evaluation rows for realised L0 and alive share.")
 
     @model_validator(mode="before")
@@ -70,6 +87,14 @@ class TrainingSettings(Model):
             preset.pop("tokens", None)
         return preset | data
 
+    @model_serializer(mode="wrap")
+    def _identity(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what says nothing where rows are cached, so that ids of cells are what they were before."""
+        data = dict(standard(self))
+        if self.activations == "cached":
+            del data["activations"], data["buffer_rows"]
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.steps is None) == (self.tokens is None):
@@ -78,6 +103,10 @@ class TrainingSettings(Model):
             raise ValueError(f"tokens {self.tokens} is less than one batch of {self.batch_size}")
         if self.warmup_steps is not None and self.warmup_steps >= self.total_steps:
             raise ValueError(f"warmup_steps {self.warmup_steps} must be below the {self.total_steps} steps of training")
+        if self.activations == "cached" and self.buffer_rows != _BUFFER_ROWS:
+            raise ValueError("buffer_rows is for `activations: streamed`; cached rows are all permuted at once")
+        if self.activations == "streamed" and self.buffer_rows < 5 * self.batch_size:
+            raise ValueError(f"buffer_rows {self.buffer_rows} must be at least 5 batches of {self.batch_size}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be in [0, 1), got {list(self.betas)}")
         return self

@@ -11,8 +11,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from saebench_core import activations as module
-from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, collect, measure, statistics_rows
+from saebench_core.activations import (
+    LiveReader,
+    ShuffledRows,
+    StoredReader,
+    collect,
+    measure,
+    readers,
+    statistics_rows,
+    storage,
+)
 from saebench_core.errors import InputError, PluginError, StoreError
 from saebench_core.interfaces.backbone import ActivationBatch
 from tests.helpers.training import MemoryBackbone, MemoryReader, normal, quiet
@@ -53,7 +61,7 @@ def test_a_live_reader_gives_the_first_rows_only():
 @pytest.mark.parametrize("shard_rows", [5, 16, 1000])
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_stored_rows_equal_live_rows(batch_size, shard_rows, monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "SHARD_ROWS", shard_rows)
+    monkeypatch.setattr(storage, "SHARD_ROWS", shard_rows)
     values = normal(37, 4)
     reader = stored(values, tmp_path / "a")
     assert (reader.rows, reader.d_in) == (37, 4)
@@ -76,7 +84,7 @@ def test_a_stored_reader_can_be_cut_short(tmp_path):
 
 def number_format(folder, shard=0):
     names = json.loads((folder / "manifest.json").read_text())["shards"]
-    return str(load_file(folder / names[shard])["activations"].dtype).removeprefix("torch.")
+    return str(load_file(folder / names[shard]["file"])["activations"].dtype).removeprefix("torch.")
 
 
 def test_rows_are_stored_in_bf16_only_where_that_loses_nothing(tmp_path):
@@ -93,7 +101,7 @@ def test_rows_are_stored_in_bf16_only_where_that_loses_nothing(tmp_path):
 
 
 def test_rows_that_stop_being_exact_in_bf16_are_not_rounded(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "SHARD_ROWS", 10)
+    monkeypatch.setattr(storage, "SHARD_ROWS", 10)
     values = torch.cat([normal(10, 4).bfloat16().float(), normal(10, 4)])
     reader = stored(values, tmp_path / "a")
     assert torch.equal(torch.cat(list(reader.batches(7))), values)
@@ -183,7 +191,7 @@ def test_stored_and_live_rows_in_one_window_come_in_the_same_order(tmp_path):
 
 
 def test_live_rows_are_drawn_window_by_window(monkeypatch):
-    monkeypatch.setattr(module, "_WINDOW_ROWS", 16)
+    monkeypatch.setattr(readers, "_WINDOW_ROWS", 16)
     batches = row_numbers(shuffled(live(numbered(60)), 60, 10, available=60))
     assert sorted(number for batch in batches for number in batch) == list(range(60))
 

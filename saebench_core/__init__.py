@@ -11,6 +11,18 @@ from typing import TYPE_CHECKING, Any
 from saebench_core._version import __version__
 
 if TYPE_CHECKING:
+    from saebench_core.activations import (
+        MANIFEST as MANIFEST,
+    )
+    from saebench_core.activations import (
+        Manifest as Manifest,
+    )
+    from saebench_core.activations import (
+        StoredReader as StoredReader,
+    )
+    from saebench_core.activations import (
+        damaged_shards as damaged_shards,
+    )
     from saebench_core.errors import (
         InputError as InputError,
     )
@@ -261,6 +273,7 @@ if TYPE_CHECKING:
 _HOME: dict[str, str] = {
     name: module
     for module, names in {
+        "activations": ("MANIFEST", "Manifest", "StoredReader", "damaged_shards"),
         "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
         "formats": (
             "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_sizes", "read_checkpoint",

@@ -14,10 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final, final
 
+from saebench_core.activations import Manifest
 from saebench_core.catalog import Catalog, PluginChoice, make_catalog
-from saebench_core.errors import InputError, InsufficientSpaceError, SaebenchError
+from saebench_core.errors import InputError, InsufficientSpaceError, SaebenchError, nearest
 from saebench_core.executors.inline import run_inline
-from saebench_core.interfaces.context import Progress
+from saebench_core.interfaces.context import Progress, Split
 from saebench_core.plan import Environment, Plan, Task, make_plan
 from saebench_core.presets import PREFIX, preset_text
 from saebench_core.registry import Cell, Document, Registry, load_registry, read_registry
@@ -25,11 +26,21 @@ from saebench_core.results import CellRecord, Journal, Sweep
 from saebench_core.store import Store
 from saebench_core.tasks import Workbench, collect_records, pick_device
 from saebench_core.tasks.collect import collect_record
+from saebench_core.tasks.export import export_splits
 from saebench_core.tasks.perform import Failures
 from saebench_core.tasks.workbench import pick_dtype
 from saebench_core.tracking import SafeTracker
 
-__all__ = ["Interruption", "Listener", "Opened", "RunReport", "open_registry", "reopen", "run"]
+__all__ = [
+    "Interruption",
+    "Listener",
+    "Opened",
+    "RunReport",
+    "export_activations",
+    "open_registry",
+    "reopen",
+    "run",
+]
 
 _PACKAGES: Final = ("saebench-core", "torch", "transformers", "open_clip_torch", "scikit-learn", "numpy", "mlflow")
 _SPACE_MARGIN: Final = 1.1
@@ -256,6 +267,42 @@ def _work(opened: Opened, sweep: Sweep, tracker: SafeTracker | None, listener: L
     for cell_id in list(left):
         close(cell_id)
     return worked
+
+
+def export_activations(opened: Opened, backbone: str, folder: Path, site: str | None = None) -> dict[Split, int]:
+    """Write the activations that a registry's cells would be trained and evaluated on into a folder of the user's.
+
+    Args:
+        opened: an open registry.
+        backbone: name of one of its backbones.
+        folder: gets the folders ``train``, ``calibration`` and ``evaluation``, each with manifest and shards.
+        site: place in the backbone; may be left out where cells have one only.
+
+    Returns:
+        The rows of each split.
+
+    Raises:
+        InputError: if the backbone or the site is none of the registry's, or something is in the way.
+    """
+    cells = {cell.site: cell for cell in opened.registry.cells if cell.backbone.name == backbone}
+    names = sorted({cell.backbone.name for cell in opened.registry.cells})
+    if not cells:
+        raise InputError(f"no backbone {backbone!r}; there are: {', '.join(names)}{nearest(backbone, names)}")
+    if site not in cells and (site is not None or len(cells) > 1):
+        raise InputError(
+            f"give a --site of {backbone}: {', '.join(sorted(cells))}" + (f", not {site!r}" if site else "")
+        )
+    cell = cells[site] if site is not None else next(iter(cells.values()))
+    training, device = cell.training, pick_device(opened.registry.runtime.device)
+    rows: dict[Split, int] = {
+        "train": training.total_rows,
+        "calibration": training.calibration_rows,
+        "evaluation": training.evaluation_rows,
+    }
+    bench = Workbench(opened.store, opened.catalog, opened.environment, device, Listener().progress)
+    with _threads(opened.registry.runtime.threads):
+        export_splits(bench, cell.backbone, opened.plan.identities[backbone], cell.site, rows, folder)
+    return {split: Manifest.read(folder / split).rows for split in rows}
 
 
 def _tasks_of(cell: Cell, opened: Opened) -> list[Task]:

@@ -10,7 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from saebench_core._version import __version__
-from saebench_core.cli import plugin_commands, read_commands, run_commands, upkeep_commands, write_commands
+from saebench_core.cli import (
+    activation_commands,
+    plugin_commands,
+    read_commands,
+    run_commands,
+    upkeep_commands,
+    write_commands,
+)
 from saebench_core.errors import InputError, SaebenchError
 
 __all__ = ["app", "main"]
@@ -41,7 +48,7 @@ app: Final = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 all cells done, 1 some failed, 2 bad input, 130 interrupted, 143 terminated.",
 )
-for module in (run_commands, read_commands, write_commands, upkeep_commands, plugin_commands):
+for module in (run_commands, read_commands, write_commands, upkeep_commands, activation_commands, plugin_commands):
     module.register(app)
 
 

@@ -94,6 +94,9 @@ if TYPE_CHECKING:
         Patch as Patch,
     )
     from saebench_core.interfaces.backbone import (
+        Precomputed as Precomputed,
+    )
+    from saebench_core.interfaces.backbone import (
         TokenBatch as TokenBatch,
     )
     from saebench_core.interfaces.backbone import (
@@ -282,7 +285,7 @@ _HOME: dict[str, str] = {
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
             "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "GroundTruth",
-            "LanguageModel", "Patch", "TokenBatch", "VisionModel",
+            "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
         ),
         "interfaces.constraint": (
             "BaseDraw", "Constraint", "ConstraintConfig", "ConstraintSpec", "Init", "Randomised", "Start", "Statistics",

@@ -116,7 +116,8 @@ class Backbone(ABC):
         """Yield rows ``start`` to ``start + rows`` of a split, in its fixed order, in batches of any size.
 
         A backbone whose rows are stored may leave out rows by a rule that looks at the row alone; fewer come then,
-        and `rows_available` counts them all the same. The rows are the same in the same order however they are
+        and `rows_available` counts them all the same. A thread of its own may stream while SAEs train, but nothing
+        else is asked of the backbone meanwhile. The rows are the same in the same order however they are
         cut: exactly for tokens, to 1e-5 relative in fp32 for values, bit-equal for a backbone that ``regenerates``.
         """
 

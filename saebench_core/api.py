@@ -244,7 +244,8 @@ def _work(opened: Opened, sweep: Sweep, tracker: SafeTracker | None, listener: L
     """Do the tasks; a cell goes to journal and tracker as soon as its last task is done."""
     progress: Progress = listener.progress
     device = pick_device(opened.registry.runtime.device)
-    bench = Workbench(opened.store, opened.catalog, opened.environment, device, progress)
+    seconds = opened.registry.runtime.checkpoint_seconds
+    bench = Workbench(opened.store, opened.catalog, opened.environment, device, progress, seconds)
     left = {cell.cell_id: _tasks_of(cell, opened) for cell in opened.plan.cells}
     cells = {cell.cell_id: cell for cell in opened.plan.cells}
     if tracker is not None:

@@ -49,6 +49,9 @@ class RuntimeSettings(Model):
     backbone_dtype: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Format that model backbones run in; `auto` takes bf16 where the processor is fast at it."
     )
+    checkpoint_seconds: float = Field(
+        300.0, ge=0, description="Least time between two checkpoints of SAEs in training; what is killed goes on there."
+    )
     threads: int | None = Field(None, ge=1, description="Threads of one process; default: all cores.")
 
 

@@ -20,6 +20,7 @@ from saebench_core.randomness import named_generator
 from saebench_core.registry import Entry
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.store import Store
+from saebench_core.training.checkpoints import Checkpoints
 
 __all__ = ["PluginContext", "ScoringContext", "Workbench", "pick_device", "pick_dtype"]
 
@@ -50,12 +51,19 @@ class Workbench:
     """Tools of the tasks of one run; holds at most one loaded backbone."""
 
     def __init__(
-        self, store: Store, catalog: Catalog, environment: Environment, device: torch.device, progress: Progress
+        self,
+        store: Store,
+        catalog: Catalog,
+        environment: Environment,
+        device: torch.device,
+        progress: Progress,
+        checkpoint_seconds: float = 300.0,
     ) -> None:
         self.store = store
         self.catalog = catalog
         self.environment = environment
         self.device = device
+        self.checkpoint_seconds = checkpoint_seconds
         self.progress = _one_at_a_time(progress)
         self._loaded: tuple[str, Backbone] | None = None
 
@@ -72,6 +80,10 @@ class Workbench:
             backbone.prepare(PluginContext(self, entry.config.seed, entry.plugin))
             self._loaded = (entry.name, backbone)
         return self._loaded[1]
+
+    def checkpoints(self, keys: Mapping[str, str]) -> Checkpoints:
+        """Return what keeps SAEs in training, by the keys of their products."""
+        return Checkpoints(self.store.root.parent / "checkpoints", keys, self.checkpoint_seconds)
 
     def load_sae(self, folder: Path) -> SparseAutoencoder:
         """Return a saved SAE on the device; its rule may be a plugin's."""

@@ -4,21 +4,56 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, Protocol, final
 
+from jaxtyping import Float
 from torch import Tensor
 
-from saebench_core.activations import ShuffledRows
 from saebench_core.interfaces.context import Progress
+from saebench_core.training.checkpoints import Kept, NoCheckpoints
+from saebench_core.training.drift import drift_steps, drift_summary
 from saebench_core.training.trainee import Trainee
 
-__all__ = ["Curve", "GroupOutcome", "train_group"]
+__all__ = ["BatchStream", "Curve", "GroupOutcome", "Keeper", "train_group"]
 
 _CURVE_POINTS: Final = 200
 _HELDOUT_SHARES: Final = tuple(share / 20 for share in range(1, 21))
+
+
+class BatchStream(Protocol):
+    """Batches in a fixed order, from any of them on.
+
+    Attributes:
+        total: rows of the whole training.
+        batch_size: rows a batch.
+        order_sha256: hash over the row numbers of all batches given or passed over so far.
+    """
+
+    total: int
+    batch_size: int
+    order_sha256: str
+
+    def batches(self, start: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Yield the batches from number ``start`` on."""
+
+    def skip(self) -> None:
+        """Follow the order to its end without reading a row."""
+
+
+class Keeper(Protocol):
+    """Keeps checkpoints."""
+
+    def due(self) -> bool:
+        """Say whether it is time to write."""
+
+    def save(self, name: str, kept: Kept) -> None:
+        """Write a checkpoint of an SAE."""
+
+    def load(self, name: str) -> Kept | None:
+        """Return the newest checkpoint of an SAE."""
 
 
 @final
@@ -30,15 +65,28 @@ class Curve:
         points: numbers at a step.
         seconds: time of the SAE's own steps.
         heldout: explained variance on held-out rows by number of steps done.
+        drift: how far directions have moved, at a few steps.
     """
 
     points: list[dict[str, object]] = field(default_factory=list)
     seconds: float = 0.0
     heldout: dict[int, float] = field(default_factory=dict)
+    drift: list[dict[str, Any]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write one JSON object a line."""
         path.write_text("".join(json.dumps(point) + "\n" for point in self.points), encoding="utf-8")
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as JSON keeps it."""
+        heldout = [[step, value] for step, value in self.heldout.items()]
+        return {"points": self.points, "seconds": self.seconds, "heldout": heldout, "drift": self.drift}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Curve:
+        """Return the curve that `state` was of."""
+        heldout = {int(step): float(value) for step, value in state["heldout"]}
+        return cls(list(state["points"]), float(state["seconds"]), heldout, list(state["drift"]))
 
 
 @final
@@ -58,11 +106,18 @@ class GroupOutcome:
 
 
 def train_group(
-    trainees: Mapping[str, Trainee], stream: ShuffledRows, scale: float, heldout: Tensor, progress: Progress, label: str
+    trainees: Mapping[str, Trainee],
+    stream: BatchStream,
+    scale: float,
+    heldout: Tensor,
+    progress: Progress,
+    label: str,
+    keeper: Keeper | None = None,
 ) -> GroupOutcome:
     """Feed every batch to every SAE; one that fails leaves, the others go on.
 
-    Each SAE sees the same batches as it would alone, and no state is shared, so it ends bit-equal.
+    Each SAE sees the same batches as it would alone, and no state is shared, so it ends bit-equal. One that has a
+    checkpoint takes its first step where that was written.
 
     Args:
         trainees: SAEs by name; they are changed in place.
@@ -71,51 +126,95 @@ def train_group(
         heldout: rows on which explained variance is followed, unscaled.
         progress: where to report.
         label: name of the work.
+        keeper: keeps checkpoints; none by default.
     """
-    curves = {name: Curve() for name in trainees}
-    failures: dict[str, Exception] = {}
-    steps = stream.total // stream.batch_size
-    marks = {max(1, round(share * steps)) for share in _HELDOUT_SHARES}
-    every = max(1, steps // _CURVE_POINTS)
-    heldout = heldout / scale
-    if not any(trainee.constraint.trains for trainee in trainees.values()):
+    group = _Group(trainees, stream, heldout / scale, keeper or NoCheckpoints())
+    training = [name for name, trainee in trainees.items() if trainee.constraint.trains]
+    first = min((group.done[name] for name in training), default=group.steps)
+    if first >= group.steps:
         stream.skip()
-        return GroupOutcome(curves, failures, stream.order_sha256)
-    for number, batch in enumerate(stream.batches()):
+        return GroupOutcome(group.curves, group.failures, stream.order_sha256)
+    for number, batch in enumerate(stream.batches(first), first):
         x = batch / scale
-        for name, trainee in trainees.items():
-            if name in failures or not trainee.constraint.trains:
-                continue
-            began = time.perf_counter()
-            try:
-                trainee.step(x, number)
-                _record(curves[name], trainee, number + 1, stream.batch_size, marks, every, heldout)
-            except Exception as error:  # a plugin may raise anything; the others must not suffer
-                failures[name] = error
-            curves[name].seconds += time.perf_counter() - began
-        progress(label, number + 1, steps)
-        if len(failures) == len(trainees):
+        for name in training:
+            if name not in group.failures and group.done[name] == number:
+                group.step(name, x, number)
+        progress(label, number + 1, group.steps)
+        if len(group.failures) == len(trainees):
             break
-    return GroupOutcome(curves, failures, stream.order_sha256)
+        if group.keeper.due() and number + 1 < group.steps:
+            group.keep()
+    return GroupOutcome(group.curves, group.failures, stream.order_sha256)
 
 
-def _record(
-    curve: Curve, trainee: Trainee, done: int, batch_size: int, marks: set[int], every: int, heldout: Tensor
-) -> None:
-    values: dict[str, float] = {}
-    if done in marks:
-        values["heldout_explained_variance"] = curve.heldout[done] = trainee.heldout_variance(heldout)
-    if done % every == 0 or done == 1 or done in marks:
-        report = trainee.report
-        values |= {
-            "loss": report.loss,
-            "l0": report.l0,
-            "explained_variance": report.explained_variance,
-            "dead_share": report.dead_share,
-            "grad_norm": report.grad_norm,
-            "lr": trainee.settings.lr * trainee.settings.lr_factor(done - 1),
-        }
-    if values:
-        finite = {name: value for name, value in values.items() if value == value and abs(value) != float("inf")}
-        now = time.time_ns() // 1_000_000
-        curve.points.append({"step": done, "rows": done * batch_size, "time_ms": now, "values": finite})
+@final
+class _Group:
+    """The SAEs of a group, with what each has done so far."""
+
+    def __init__(self, trainees: Mapping[str, Trainee], stream: BatchStream, heldout: Tensor, keeper: Keeper) -> None:
+        self.trainees = trainees
+        self.steps = stream.total // stream.batch_size
+        self.rows = stream.batch_size
+        self.heldout = heldout
+        self.keeper = keeper
+        self.curves = {name: Curve() for name in trainees}
+        self.done = dict.fromkeys(trainees, 0)
+        self.failures: dict[str, Exception] = {}
+        self.marks = {max(1, round(share * self.steps)) for share in _HELDOUT_SHARES}
+        self.every = max(1, self.steps // _CURVE_POINTS)
+        self.drift = drift_steps(self.steps)
+        for name, trainee in trainees.items():
+            kept = keeper.load(name)
+            if kept is not None:
+                trainee.load_state(kept.tensors, kept.plain["trainee"])
+                self.curves[name] = Curve.from_state(kept.plain["curve"])
+                self.done[name] = kept.step
+            elif trainee.constraint.trains:
+                self._note_drift(name, 0)
+
+    def step(self, name: str, x: Tensor, number: int) -> None:
+        """Take one step of one SAE; whatever its plugins raise is its own failure."""
+        began, curve, trainee = time.perf_counter(), self.curves[name], self.trainees[name]
+        try:
+            trainee.step(x, number)
+            self.done[name] = number + 1
+            self._record(curve, trainee, number + 1)
+            if number + 1 in self.drift:
+                self._note_drift(name, number + 1)
+        except Exception as error:  # a plugin may raise anything; the others must not suffer
+            self.failures[name] = error
+        curve.seconds += time.perf_counter() - began
+
+    def keep(self) -> None:
+        """Write a checkpoint of every SAE that is still in the group."""
+        for name, trainee in self.trainees.items():
+            if name not in self.failures and trainee.constraint.trains:
+                tensors, plain = trainee.state()
+                self.keeper.save(
+                    name, Kept(self.done[name], tensors, {"trainee": plain, "curve": self.curves[name].state()})
+                )
+
+    def _note_drift(self, name: str, done: int) -> None:
+        trainee = self.trainees[name]
+        self.curves[name].drift.append(
+            drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps)
+        )
+
+    def _record(self, curve: Curve, trainee: Trainee, done: int) -> None:
+        values: dict[str, float] = {}
+        if done in self.marks:
+            values["heldout_explained_variance"] = curve.heldout[done] = trainee.heldout_variance(self.heldout)
+        if done % self.every == 0 or done == 1 or done in self.marks:
+            report = trainee.report
+            values |= {
+                "loss": report.loss,
+                "l0": report.l0,
+                "explained_variance": report.explained_variance,
+                "dead_share": report.dead_share,
+                "grad_norm": report.grad_norm,
+                "lr": trainee.settings.lr * trainee.settings.lr_factor(done - 1),
+            }
+        if values:
+            finite = {name: value for name, value in values.items() if value == value and abs(value) != float("inf")}
+            now = time.time_ns() // 1_000_000
+            curve.points.append({"step": done, "rows": done * self.rows, "time_ms": now, "values": finite})

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saebench_core.errors import SaebenchError
@@ -17,7 +17,7 @@ from saebench_core.interfaces.constraint import Constraint, Start
 from saebench_core.kernels import DenseSwitch, fast_screen
 from saebench_core.objectives import Step
 from saebench_core.sae import SparseAutoencoder
-from saebench_core.training.controllers import L0Controller
+from saebench_core.training.controllers import Steering
 from saebench_core.training.settings import TrainingSettings
 
 __all__ = ["Trainee", "TrainingDivergedError"]
@@ -52,6 +52,7 @@ class Trainee:
         sae: tensors in training space; those that are trained want gradients.
         start: weights as they were drawn.
         frozen: names of the tensors that stay out of the optimiser.
+        steering: controllers of the weights of penalties.
         screen: format that finds candidates of selections.
         report: numbers of the last step.
         threshold_average: running estimate of the inference threshold, None before it starts.
@@ -71,7 +72,8 @@ class Trainee:
         self.settings = settings
         self.shape = shape
         self.start = start
-        self.sae = SparseAutoencoder.start(start.w_enc, start.w_dec, b_dec, recipe.rule, recipe.centring)
+        w_enc, w_dec = (weight * recipe.start_norm if recipe.start_norm != 1 else weight for weight in start)
+        self.sae = SparseAutoencoder.start(w_enc, w_dec, b_dec, recipe.rule, recipe.centring)
         roles = {name: info.role for name, info in self.sae.info.items()}
         estimated = {name for name, info in self.sae.info.items() if info.estimated}
         self.frozen = constraint.frozen(roles, recipe) & set(roles) - estimated
@@ -82,8 +84,7 @@ class Trainee:
         }
         self._steppers = [_Stepper.of(tensor) for tensor in self._trained.values()]
         self._optimiser = _optimiser([s.view for s in self._steppers], settings) if constraint.trains else None
-        controlled = recipe.objective.controlled()
-        self._controller = L0Controller(controlled.l0, settings.total_steps) if controlled else None
+        self.steering = Steering(recipe.objective, settings.total_steps)
         self._silent_rows = torch.zeros(shape.d_sae, dtype=torch.int64, device=b_dec.device)
         self._dense = DenseSwitch()
         self.screen = fast_screen(b_dec.device.type)
@@ -99,6 +100,11 @@ class Trainee:
     def unit_decoder(self) -> bool:
         """Whether the decoder's rows are brought back to norm one after a step."""
         return self.trains_decoder and self.recipe.decoder_norm == "unit"
+
+    @property
+    def folds_norms(self) -> bool:
+        """Whether the decoder's norms go into the codes at the end; a frozen encoder keeps its bits."""
+        return self.recipe.decoder_norm == "free" and "W_enc" not in self.frozen
 
     def step(self, x: Float[Tensor, "rows d_in"], number: int) -> None:
         """Take one optimiser step on a scaled batch.
@@ -119,9 +125,10 @@ class Trainee:
             self.screen,
             self._dense.now,
             number / self.settings.total_steps,
+            number,
         )
-        multiplier = self._controller.multiplier if self._controller else 1.0
-        loss, _ = self.recipe.objective.loss(view, self.settings.sparsity_factor(number), multiplier)
+        multipliers = self.steering.multipliers()
+        loss, _ = self.recipe.objective.loss(view, self.settings.sparsity_factor(number), multipliers)
         for tensor in self._trained.values():
             tensor.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
@@ -162,8 +169,7 @@ class Trainee:
         values = view.values.detach()
         self._silent_rows += view.n_rows
         self._silent_rows[view.selection.fired(values)] = 0
-        if self._controller is not None:
-            self._controller.update(number, float((values > 0).sum()) / view.n_rows)
+        self.steering.update(number, view)
         self._dense.update(view.selection.density)
         self._average_threshold(values, number)
 
@@ -187,6 +193,46 @@ class Trainee:
             explained_variance=1 - float(residual.square().sum()) / spread if spread > 0 else float("nan"),
             dead_share=float(view.dead.double().mean()),
         )
+
+    @property
+    def alive(self) -> Bool[Tensor, " d_sae"]:
+        """Latents that have fired within the window."""
+        return self._silent_rows < self.settings.dead_window
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return copies of all tensors, and all numbers, that training changes."""
+        tensors = {f"sae.{name}": tensor.detach() for name, tensor in self.sae.tensors.items()}
+        tensors["silent_rows"] = self._silent_rows
+        for name, moments in self._moments().items():
+            tensors |= {f"moments.{name}.{key}": value for key, value in moments.items()}
+        plain = {
+            "steering": self.steering.state(),
+            "dense": self._dense.now,
+            "threshold_average": self.threshold_average,
+        }
+        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, plain
+
+    @torch.no_grad()
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Go on from what `state` has returned."""
+        for name, tensor in self.sae.tensors.items():
+            tensor.copy_(tensors[f"sae.{name}"])
+        self._silent_rows.copy_(tensors["silent_rows"])
+        for name, stepper in zip(self._trained, self._steppers, strict=True):
+            start = f"moments.{name}."
+            kept = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+            if self._optimiser is not None and kept:
+                moments = {key: value.to(self._silent_rows.device) for key, value in kept.items()}
+                self._optimiser.state[stepper.view] = moments
+        self.steering.load_state(plain["steering"])
+        self._dense.now = bool(plain["dense"])
+        self.threshold_average = plain["threshold_average"]
+
+    def _moments(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the optimiser's state by the tensor's name."""
+        state = self._optimiser.state if self._optimiser is not None else {}
+        named = zip(self._trained, self._steppers, strict=True)
+        return {name: state[stepper.view] for name, stepper in named if stepper.view in state}
 
     @torch.no_grad()
     def heldout_variance(self, x: Float[Tensor, "rows d_in"]) -> float:

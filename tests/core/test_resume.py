@@ -128,6 +128,28 @@ def test_killed_again_and_again_it_ends_as_if_undisturbed(folder, calm):
     assert {cell["status"] for cell in cells(killed)} == {"done"}
 
 
+def test_killed_within_a_training_it_goes_on_from_the_checkpoint(folder, tmp_path):
+    text = changed(("steps: 20, batch_size: 32", "steps: 200, batch_size: 32"), ("seeds: [0, 1]", "seeds: [0]"))
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    (calm / "registry.yaml").write_text(text)
+    assert run(calm).code == 0
+    (folder / "registry.yaml").write_text(text.replace("runtime: {", "runtime: {checkpoint_seconds: 0, "))
+    kept = folder / ".saebench" / "checkpoints"
+    child, _ = start(folder)
+    until = time.monotonic() + 60
+    while not list(kept.glob("*/step-00000005*")) and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.001)
+    child.send_signal(signal.SIGKILL)
+    child.communicate(timeout=60)
+    assert {cell["status"] for cell in cells(folder)} == {"pending"}, "killed within the training"
+    assert len(list(kept.glob("*/step-*/state.json"))) >= 3
+    assert run(folder).code == 0
+    assert not list(kept.iterdir()), "what is finished keeps no checkpoint"
+    assert results(folder) == results(calm)
+    assert weights(folder) == weights(calm)
+
+
 def test_two_runs_at_once_agree(folder, calm):
     shared = folder
     (shared / "registry.yaml").write_text(LONGER)
@@ -292,7 +314,8 @@ from dataclasses import dataclass
 from typing import Literal
 import torch
 from saebench_core import (
-    Architecture, ArchitectureConfig, ArchitectureSpec, Export, Objective, Recipe, Reconstruction, Rule, WeightedTerm, hookimpl,
+    Architecture, ArchitectureConfig, ArchitectureSpec, Export, Objective, Recipe, Reconstruction, Rule,
+    WeightedTerm, hookimpl,
 )
 
 @dataclass(frozen=True)

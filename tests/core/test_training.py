@@ -142,7 +142,7 @@ class SlowTrainee:
                 if row @ anchor < self.tau:
                     aside = row - (row @ anchor) * anchor
                     row.copy_(self.tau * anchor + (1 - self.tau**2) ** 0.5 * aside / aside.norm())
-        self.multiplier = self.trainee._controller.multiplier
+        self.multiplier = self.trainee.steering.l0.multiplier
         return float(norm)
 
 
@@ -201,10 +201,11 @@ def test_twins_have_the_same_loss_at_the_first_step(architecture):
     losses = {}
     for constraint in CONSTRAINTS:
         trainee = make_trainee(architecture, constraint, init="iso")
-        if trainee.constraint.trains:
+        constant = "orthogonality" in dict(trainee.recipe.objective.dropped)
+        if trainee.constraint.trains and not constant:
             trainee.step(batch, 0)
             losses[constraint] = trainee.report.loss
-    assert len(losses) >= 4
+    assert len(losses) >= 3
     assert len(set(losses.values())) == 1
 
 
@@ -278,7 +279,7 @@ def test_certificates_tell_frozen_from_moved():
     found = {}
     for constraint in ("trained", "frozen_decoder", "frozen_encoder"):
         trainee = make_trainee("batch_topk", constraint)
-        origin = Origin.of(draw, trainee.sae, trainee.frozen)
+        origin = Origin.of(draw, trainee.start, trainee.sae, trainee.frozen)
         for number, batch in enumerate(batches(10)):
             trainee.step(batch, number)
         found[constraint] = certify(origin, trainee.start, trainee.sae, trainee.sae, trainee.constraint, "order")
@@ -291,7 +292,7 @@ def test_certificates_tell_frozen_from_moved():
     assert found["frozen_decoder"]["decoder_cosine"]["min"] == pytest.approx(1.0, abs=1e-6)
     assert found["trained"]["decoder_cosine"]["min"] < 0.999
     moved = make_trainee("batch_topk", "frozen_decoder")
-    origin = Origin.of(draw, moved.sae, moved.frozen)
+    origin = Origin.of(draw, moved.start, moved.sae, moved.frozen)
     moved.sae.w_dec.add_(1e-3)
     told = certify(origin, moved.start, moved.sae, moved.sae, moved.constraint, "order")["frozen"]["W_dec"]
     assert told["before"] != told["after"]

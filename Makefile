@@ -1,10 +1,11 @@
 # make demo: set up and run registry.yaml.   make test: set up and pass the tests.
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?= .venv-peers
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt requirements-demo.txt Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo test test-slow check docs clean
+.PHONY: setup demo test test-slow check docs bench clean
 
 setup: $(STAMP)
 
@@ -36,5 +37,15 @@ check: setup
 docs: setup
 	$(BIN)/python -m sphinx -W -n --keep-going -q docs docs/_build/html
 
+# The libraries that are compared with need other versions of what is used here, so they get an environment of their own.
+$(PEERS)/.ready:
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check torch sae-lens dictionary-learning
+	touch $@
+
+bench: setup $(PEERS)/.ready
+	$(BIN)/python benchmarks/steps.py --peers $(PEERS)/bin/python
+
 clean:
-	rm -rf $(VENV) docs/_build dist build
+	rm -rf $(VENV) $(PEERS) docs/_build dist build

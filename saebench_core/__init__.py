@@ -197,13 +197,34 @@ if TYPE_CHECKING:
         AuxK as AuxK,
     )
     from saebench_core.objectives import (
+        GateReconstruction as GateReconstruction,
+    )
+    from saebench_core.objectives import (
         Objective as Objective,
+    )
+    from saebench_core.objectives import (
+        Orthogonality as Orthogonality,
+    )
+    from saebench_core.objectives import (
+        PowerPenalty as PowerPenalty,
+    )
+    from saebench_core.objectives import (
+        PreActivationLoss as PreActivationLoss,
+    )
+    from saebench_core.objectives import (
+        PrefixReconstruction as PrefixReconstruction,
     )
     from saebench_core.objectives import (
         Reconstruction as Reconstruction,
     )
     from saebench_core.objectives import (
         Step as Step,
+    )
+    from saebench_core.objectives import (
+        StepL0 as StepL0,
+    )
+    from saebench_core.objectives import (
+        TanhPenalty as TanhPenalty,
     )
     from saebench_core.objectives import (
         TargetL0 as TargetL0,
@@ -221,6 +242,9 @@ if TYPE_CHECKING:
     )
     from saebench_core.rules import (
         Export as Export,
+    )
+    from saebench_core.rules import (
+        Gated as Gated,
     )
     from saebench_core.rules import (
         JumpReLU as JumpReLU,
@@ -299,9 +323,13 @@ _HOME: dict[str, str] = {
             "Subject",
         ),
         "kernels": ("Codes", "PreActivations", "Selected", "Selection", "select_mask"),
-        "objectives": ("AuxK", "L1", "Objective", "Reconstruction", "Step", "TargetL0", "Term", "WeightedTerm"),
+        "objectives": (
+            "AuxK", "GateReconstruction", "L1", "Objective", "Orthogonality", "PowerPenalty", "PreActivationLoss",
+            "PrefixReconstruction", "Reconstruction", "Step", "StepL0", "TanhPenalty", "TargetL0", "Term",
+            "WeightedTerm",
+        ),
         "randomness": ("derive_seed", "named_generator"),
-        "rules": ("BatchTopK", "Export", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"),
+        "rules": ("BatchTopK", "Export", "Gated", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"),
         "sae": ("SparseAutoencoder",),
         "sources": (
             "ImageSet", "ImageSource", "LabelledTexts", "Packing", "TableSource", "TextSource", "find_files", "locate",

@@ -15,7 +15,7 @@ from saebench_core._version import __version__
 from saebench_core.errors import InputError
 from saebench_core.kernels import Codes, PreActivations, Screen, Selection, decode, encode_at
 from saebench_core.objectives import Step
-from saebench_core.rules import JumpReLU, ReLU, Role, Rule, TensorInfo, TopK
+from saebench_core.rules import Gated, JumpReLU, ReLU, Role, Rule, TensorInfo, TopK
 
 __all__ = ["Centring", "SparseAutoencoder", "inference_rule", "read_config"]
 
@@ -44,8 +44,8 @@ class SparseAutoencoder:
     """``z = rule((x - centre) W_enc + b_enc)``, ``x_hat = z W_dec + b_dec`` (paper eq. 2).
 
     Attributes:
-        tensors: ``W_enc (d_in, d_sae)``, the encoder bias (``b_enc``), ``W_dec (d_sae, d_in)``, ``b_dec``, those of the rule, and
-            ``centre (d_in,)`` where the centring is ``fixed``.
+        tensors: ``W_enc (d_in, d_sae)``, the encoder bias (``b_enc``), ``W_dec (d_sae, d_in)``, ``b_dec``, those of
+            the rule, and ``centre (d_in,)`` where the centring is ``fixed``.
         rule: how pre-activations become codes.
         centring: what is subtracted before encoding.
     """
@@ -182,6 +182,7 @@ class SparseAutoencoder:
         screen: Screen = "fp32",
         dense: bool = True,
         progress: float = 0.0,
+        number: int = 0,
     ) -> Step:
         """Run the SAE in training mode, with gradients to every tensor that wants one.
 
@@ -192,6 +193,7 @@ class SparseAutoencoder:
             screen: format that finds candidates for the selection; it changes the speed alone.
             dense: select from plain fp32 products, for selections of a large share.
             progress: share of the training that has passed, for terms that change with it.
+            number: the step's, for terms that draw at random.
         """
         tensors = self.tensors
         with torch.no_grad():
@@ -202,7 +204,9 @@ class SparseAutoencoder:
         at = encode_at(x, self.centre(), tensors["W_enc"], self.encoder_bias, selected)
         values = self.rule.activate(at, selection, tensors)
         reconstruction = decode(values, tensors["W_dec"], selection) + tensors["b_dec"]
-        return Step(x, centred, target, tensors, self.rule, selection, at, values, reconstruction, dead, progress)
+        return Step(
+            x, centred, target, tensors, self.rule, selection, at, values, reconstruction, dead, progress, number
+        )
 
     def folded(self, scale: float) -> SparseAutoencoder:
         """Return the same SAE acting on raw activations, for one trained on activations divided by ``scale``.
@@ -220,6 +224,23 @@ class SparseAutoencoder:
             bias = self.rule.encoder_bias
             tensors[bias] = tensors[bias] - centre @ tensors["W_enc"]
             return SparseAutoencoder(tensors, self.rule, "none")
+
+    @torch.no_grad()
+    def unit_decoder(self) -> SparseAutoencoder:
+        """Return the same function with decoder rows of norm one, the codes multiplied by the norms.
+
+        It is this SAE itself where the rule has no form for that: `TopK` compares latents, so their scale matters.
+        """
+        norms = self.w_dec.norm(dim=1)
+        norms = torch.where(norms > 0, norms, torch.ones_like(norms))
+        found = self.rule.rescaled(self.tensors, norms)
+        if found is None:
+            return self
+        rule, own = found
+        kept = {name: tensor for name, tensor in self.tensors.items() if name not in self.rule.tensors()}
+        scaled = {"W_enc": self.w_enc * norms, "W_dec": self.w_dec / norms[:, None]}
+        scaled[self.rule.encoder_bias] = self.encoder_bias * norms
+        return SparseAutoencoder(kept | scaled | dict(own), rule, self.centring)
 
     def save(self, path: Path, metadata: Mapping[str, Any]) -> None:
         """Write ``cfg.json`` and ``sae_weights.safetensors`` as SAELens (6) reads them.
@@ -321,8 +342,11 @@ def inference_rule(config: Mapping[str, Any]) -> Rule:
         return ReLU()
     if architecture == "jumprelu":
         return JumpReLU()
+    if architecture == "gated":
+        return Gated()
     if architecture == "topk":
         if "k" not in config:
             raise InputError("the configuration of a topk SAE needs the key 'k'")
         return TopK(int(config["k"]))
-    raise InputError(f"architecture {architecture!r} needs a plugin's rule; known here: jumprelu, standard, topk")
+    known = "gated, jumprelu, standard, topk"
+    raise InputError(f"architecture {architecture!r} needs a plugin's rule; known here: {known}")

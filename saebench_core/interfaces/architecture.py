@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -54,20 +54,20 @@ class Recipe:
         rule: selection rule.
         objective: loss.
         centring: what is subtracted before encoding.
-        decoder_norm: ``unit``: rows are brought back to norm one after every step; ``free``: they are not.
+        decoder_norm: ``unit``: rows are brought back to norm one after every step; ``free``: they are not, and the
+            norms are folded into the codes at the end.
+        start_norm: norm of the decoder's rows at the start, and of the encoder's vectors, which are their copies.
     """
 
     rule: Rule
     objective: Objective
     centring: Centring = "b_dec"
     decoder_norm: DecoderNorm = "unit"
+    start_norm: float = 1.0
 
 
 class Architecture(ABC):
     """Combines a selection rule and loss terms; has no training code."""
-
-    decoder_start_norm: ClassVar[float] = 1.0
-    """Norm of the decoder's rows at the start."""
 
     @abstractmethod
     def recipe(self, shape: Shape) -> Recipe:

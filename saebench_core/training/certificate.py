@@ -41,7 +41,7 @@ class Origin:
 
     Attributes:
         base_draw_sha256: of the random numbers, taken after the constraint has used them.
-        w_dec_start_sha256: of the decoder that training starts from.
+        w_dec_start_sha256: of the decoder as drawn, before an architecture scales it.
         frozen: of every frozen tensor, in training space.
     """
 
@@ -50,9 +50,9 @@ class Origin:
     frozen: Mapping[str, str]
 
     @classmethod
-    def of(cls, draw: BaseDraw, sae: SparseAutoencoder, frozen: frozenset[str]) -> Origin:
-        """Hash a draw and the SAE that was made from it."""
-        return cls(tensor_sha256(draw.normal), tensor_sha256(sae.w_dec), frozen_hashes(sae, frozen))
+    def of(cls, draw: BaseDraw, start: Start, sae: SparseAutoencoder, frozen: frozenset[str]) -> Origin:
+        """Hash a draw, the weights made from it, and the SAE that starts with them."""
+        return cls(tensor_sha256(draw.normal), tensor_sha256(start.w_dec), frozen_hashes(sae, frozen))
 
 
 def certify(

@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 def trained(name):
     trainee = make_trainee(*name, x=X, training=settings(4, dead_rows=BATCH))
-    origin = Origin.of(base_draw(), trainee.sae, trainee.frozen)
+    origin = Origin.of(base_draw(), trainee.start, trainee.sae, trainee.frozen)
     outcome = train_group({"one": trainee}, stream(X, settings(4)), 1.0, X[:50], quiet, "test")
     certificate = certify(origin, trainee.start, trainee.sae, trainee.sae, trainee.constraint, "order")
     return trainee, outcome, certificate, realised(trainee.sae.folded(2.0), MemoryReader(X))

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from saebench_core.kernels import from_mask
-from saebench_core.objectives import L1, AuxK, Objective, Reconstruction, Step, TargetL0, WeightedTerm
-from saebench_core.rules import BatchTopK, JumpReLU, ReLU
+from saebench_core.objectives import (
+    L1,
+    AuxK,
+    GateReconstruction,
+    Objective,
+    Orthogonality,
+    PowerPenalty,
+    PreActivationLoss,
+    PrefixReconstruction,
+    Reconstruction,
+    Step,
+    StepL0,
+    TanhPenalty,
+    TargetL0,
+    WeightedTerm,
+)
+from saebench_core.rules import BatchTopK, Gated, JumpReLU, ReLU
 from tests.helpers.training import D_IN, D_SAE, normal, random_sae
 
 
@@ -71,9 +89,139 @@ def test_target_l0_is_zero_on_target():
     assert number(TargetL0(1.0).loss(hand_step(JumpReLU(bandwidth=0.1)))) == 0
 
 
-def test_target_l0_refuses_a_rule_that_cannot_count():
-    with pytest.raises(TypeError, match="ReLU"):
-        TargetL0(1.0).loss(hand_step())
+@pytest.mark.parametrize("term", [TargetL0(1.0), StepL0()])
+def test_what_counts_refuses_a_rule_that_cannot(term):
+    with pytest.raises(TypeError, match=f"{term.name} .*ReLU"):
+        term.loss(hand_step())
+
+
+def test_step_l0_is_the_mean_number_above_threshold():
+    step = hand_step(JumpReLU(bandwidth=1.5))
+    loss = StepL0().loss(step)
+    assert number(loss) == 1.0
+    loss.backward()
+    assert step.tensors["threshold"].grad.tolist() == pytest.approx([-1 / 1.5 / 2, 0, -1 / 1.5 / 2])
+    assert step.values.grad is None
+
+
+def test_gates_are_penalised_in_place_of_values():
+    step = hand_step(pre=torch.tensor([0.5, 4.0, -1.0]).requires_grad_())
+    loss = L1(of="pre").loss(step)
+    assert number(loss) == (0.5 + 4.0) / 2
+    loss.backward()
+    assert step.pre.grad.tolist() == [0.5, 0.5, 0]
+    assert step.values.grad is None
+
+
+def test_tanh_saturates_and_sees_the_norms():
+    step = hand_step()
+    loss = TanhPenalty(0.25).loss(step)
+    wanted = sum(math.tanh(0.25 * value * norm) for value, norm in ((1, 1), (2, 5), (3, 2))) / 2
+    assert number(loss) == pytest.approx(wanted)
+    loss.backward()
+    slope = 0.25 * (1 - math.tanh(0.25) ** 2) / 2
+    assert float(step.values.grad[0]) == pytest.approx(slope)
+    assert float(step.tensors["W_dec"].grad[0, 0]) == pytest.approx(slope)  # z d||d||
+
+
+def test_power_penalty_falls_from_one_in_equal_steps():
+    term = PowerPenalty(end=0.2, changes=4, first=0.2, last=0.8)
+    shares = [0.0, 0.19, 0.2, 0.39, 0.4, 0.6, 0.79, 0.8, 0.99]
+    assert [term.stage(share) for share in shares] == [0, 0, 1, 1, 2, 3, 3, 4, 4]
+    assert [round(term.exponent(stage), 12) for stage in range(5)] == [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert [PowerPenalty(changes=1, first=0.5).stage(share) for share in (0.4, 0.5, 1.0)] == [0, 1, 1]
+
+
+def test_power_penalty_by_hand():
+    eps = 0.01
+    term = PowerPenalty(end=0.5, changes=1, first=0.5, eps=eps)
+    assert number(term.loss(hand_step(progress=0.4))) == pytest.approx(3.0)  # p = 1 is the L1 penalty
+    step = hand_step(progress=0.5, values=torch.tensor([0.0, 2.0, 3.0]).requires_grad_())
+    loss = term.loss(step)
+    assert number(loss) == pytest.approx(((2 + eps) ** 0.5 + (3 + eps) ** 0.5 - 2 * eps**0.5) / 2)
+    loss.backward()
+    assert step.values.grad.tolist() == pytest.approx([0.5 * (z + eps) ** -0.5 / 2 for z in (0, 2, 3)], rel=1e-5)
+
+
+def test_gates_reconstruct_without_moving_the_decoder():
+    step = hand_step(
+        pre=torch.tensor([1.0, 2.0, -3.0]).requires_grad_(),
+        tensors={
+            "W_dec": torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 4.0]]).requires_grad_(),
+            "b_dec": torch.tensor([1.0, -1.0]).requires_grad_(),
+        },
+    )
+    loss = GateReconstruction().loss(step)
+    # row 0: (1, 2) against 1 (1, 0) + 2 (3, 4) + (1, -1); row 1: (3, 5) against the bias alone
+    assert number(loss) == ((1 - 8) ** 2 + (2 - 7) ** 2 + 2**2 + 6**2) / 2
+    loss.backward()
+    assert step.pre.grad.tolist() == [7, 7 * 3 + 5 * 4, 0]
+    assert step.tensors["W_dec"].grad is None and step.tensors["b_dec"].grad is None
+
+
+def jump_step(rows=40, dead=(1, 5)):
+    sae = random_sae(JumpReLU(0.3), "none")
+    sae.tensors["W_dec"] *= torch.linspace(0.5, 2, D_SAE)[:, None]
+    for tensor in sae.tensors.values():
+        tensor.requires_grad_()
+    x, mask = normal(rows, D_IN, seed=3), torch.zeros(D_SAE, dtype=torch.bool)
+    mask[list(dead)] = True
+    return sae, sae.training_step(x, x, mask)
+
+
+@pytest.mark.parametrize("chunk", [1 << 22, 7 * D_SAE])
+@pytest.mark.parametrize("latents", ["all", "dead"])
+def test_pre_activation_loss_equals_the_dense_formula(latents, chunk, monkeypatch):
+    monkeypatch.setattr("saebench_core.objectives.sparsity._CHUNK_ENTRIES", chunk)
+    sae, step = jump_step()
+    loss = PreActivationLoss(latents).loss(step)
+    loss.backward()
+    held = {name: tensor.detach().double().requires_grad_() for name, tensor in sae.tensors.items()}
+    short = torch.relu(held["threshold"] - step.x.double() @ held["W_enc"] - held["b_enc"])
+    weighted = short * held["W_dec"].norm(dim=1)
+    wanted = (weighted if latents == "all" else weighted[:, step.dead]).sum() / step.n_rows
+    wanted.backward()
+    assert number(loss) == pytest.approx(number(wanted), rel=1e-5)
+    for name in ("W_enc", "b_enc", "threshold", "W_dec"):
+        torch.testing.assert_close(sae.tensors[name].grad.double(), held[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def test_pre_activation_loss_without_dead_latents_is_zero():
+    _, step = jump_step(dead=())
+    assert number(PreActivationLoss("dead").loss(step)) == 0
+
+
+def test_pre_activation_loss_needs_thresholds():
+    _, step = real_step([])
+    with pytest.raises(TypeError, match="BatchTopK"):
+        PreActivationLoss().loss(step)
+
+
+@pytest.mark.parametrize("sizes", [(24,), (12, 7, 5), (1, 22, 1), (6, 6, 6, 6)])
+def test_prefixes_reconstruct_on_their_own(sizes):
+    sae, step = real_step([])
+    sae.tensors["b_dec"].grad = None
+    loss = PrefixReconstruction(sizes).loss(step)
+    loss.backward()
+    values = step.values.detach().double()
+    w_dec, b_dec = (sae.tensors[name].detach().double().requires_grad_() for name in ("W_dec", "b_dec"))
+    codes = step.selection.scatter(values).requires_grad_()
+    wanted, end = 0.0, 0
+    for size in sizes:
+        end += size
+        wanted = wanted + (step.x.double() - codes[:, :end] @ w_dec[:end] - b_dec).square().sum(1).mean() / len(sizes)
+    wanted.backward()
+    assert number(loss) == pytest.approx(number(wanted), rel=1e-5)
+    torch.testing.assert_close(sae.w_dec.grad.double(), w_dec.grad, rtol=1e-4, atol=1e-5)
+    again = real_step([])[1]
+    (to_values,) = torch.autograd.grad(PrefixReconstruction(sizes).loss(again), again.values)
+    at = again.selection
+    torch.testing.assert_close(to_values.double(), codes.grad[at.rows, at.cols], rtol=1e-4, atol=1e-5)
+
+
+def test_one_prefix_is_the_reconstruction():
+    _, step = real_step([])
+    assert number(PrefixReconstruction((D_SAE,)).loss(step)) == pytest.approx(number(Reconstruction().loss(step)))
 
 
 def real_step(dead, rows=32):
@@ -146,6 +294,16 @@ def test_aux_k_of_a_single_row_is_zero():
     assert number(AuxK().loss(step)) == 0
 
 
+def test_aux_k_of_a_gated_sae_reads_the_gates():
+    sae = random_sae(Gated())
+    for tensor in sae.tensors.values():
+        tensor.requires_grad_()
+    x, dead = normal(32, D_IN, seed=21), torch.arange(D_SAE) < 5
+    AuxK().loss(sae.training_step(x, x, dead)).backward()
+    assert float(sae.tensors["b_gate"].grad.abs().sum()) > 0
+    assert sae.tensors["r_mag"].grad is None
+
+
 def objective():
     return Objective(
         (
@@ -161,7 +319,7 @@ def objective():
     [(1.0, 1.0, 2 * 3 + 0.5 * 3), (0.0, 1.0, 2 * 3), (0.25, 1.0, 6 + 0.375), (1.0, 4.0, 6 + 6), (0.5, 4.0, 6 + 3)],
 )
 def test_weights_follow_their_schedules(warmup, control, wanted):
-    loss, values = objective().loss(hand_step(), warmup, control)
+    loss, values = objective().loss(hand_step(), warmup, {"l1": control})
     assert number(loss) == pytest.approx(wanted)
     assert {name: float(value) for name, value in values.items()} == {"reconstruction": 3, "l1": 3, "aux_k": 0}
     assert not any(value.requires_grad for value in values.values())
@@ -172,6 +330,16 @@ def test_terms_are_left_out_by_name():
     assert [weighted.term.name for weighted in left.terms] == ["reconstruction", "l1"]
     assert [weighted.term.name for weighted in objective().terms] == ["reconstruction", "l1", "aux_k"]
     assert objective().without("no such term") == objective()
+    assert objective().without("aux_k", "why").without("l1").dropped == (("aux_k", "why"), ("l1", ""))
+
+
+def test_terms_that_frozen_tensors_alone_decide_are_left_out():
+    decided = WeightedTerm(Orthogonality(), 0.25)
+    both = replace(objective(), terms=(*objective().terms, decided))
+    left = both.without_constants("decoder", "frozen")
+    assert left.terms == objective().terms
+    assert left.dropped == (("orthogonality", "frozen"),)
+    assert both.without_constants("encoder", "frozen") == both
 
 
 def test_the_controlled_term_is_found():

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from saebench_core.kernels import Codes, from_mask
-from saebench_core.rules import BatchTopK, JumpReLU, ReLU, TopK
+from saebench_core.kernels import Codes, PreActivations, from_mask
+from saebench_core.rules import BatchTopK, Gated, JumpReLU, ReLU, Rule, TopK
 from tests.helpers.training import normal, random_sae
 
 PRE = torch.tensor([[1.0, -2.0, 0.5, 0.0], [-1.0, 3.0, -0.5, 2.0], [-1.0, -2.0, -3.0, -4.0]])
-RULES = {"relu": ReLU(), "topk": TopK(2), "batch_topk": BatchTopK(1.0), "jumprelu": JumpReLU(0.2, 0.6)}
+RULES = {
+    "relu": ReLU(),
+    "topk": TopK(2),
+    "batch_topk": BatchTopK(1.0),
+    "jumprelu": JumpReLU(0.2, 0.6),
+    "gated": Gated(),
+}
+
+
+def lazy(pre, dense=True):
+    """Pre-activations with these values: inputs that an identity encodes."""
+    return PreActivations(pre, torch.eye(pre.shape[1]), torch.zeros(pre.shape[1]), "fp32", dense)
 
 
 def codes(rule, tensors, mode):
-    selection = getattr(rule, f"select_{mode}")(PRE, tensors)
-    return Codes(selection, rule.activate(PRE[selection.rows, selection.cols], selection, tensors))
+    selection, pre = getattr(rule, f"select_{mode}")(lazy(PRE), tensors)
+    return Codes(selection, rule.activate(pre, selection, tensors))
 
 
 def dense(rule, tensors=None, mode="training"):
@@ -103,9 +116,12 @@ def test_jumprelu_thresholds_are_kept_at_zero_or_above():
 @pytest.mark.parametrize("name", RULES)
 def test_selections_carry_no_gradient_and_values_do(name):
     rule, pre = RULES[name], normal(6, 9)
-    tensors = {key: torch.tensor(0.1).expand(9 if info.shape else ()) for key, info in rule.tensors().items()}
-    selection = rule.select_training(pre, tensors)
-    at = pre[selection.rows, selection.cols].requires_grad_()
+    starts = {"threshold": 0.1, "r_mag": 0.0, "b_mag": 0.1}
+    tensors = {key: torch.tensor(starts[key]).expand(9 if info.shape else ()) for key, info in rule.tensors().items()}
+    tensors |= {rule.encoder_bias: torch.zeros(9)}
+    selection, selected = rule.select_training(lazy(pre), tensors)
+    assert not selected.requires_grad
+    at = selected.requires_grad_()
     values = rule.activate(at, selection, tensors)
     values.sum().backward()
     assert torch.equal(at.grad, (values.detach() > 0).float())
@@ -115,14 +131,14 @@ def test_selections_carry_no_gradient_and_values_do(name):
 def test_inference_of_a_row_does_not_depend_on_the_others(name):
     rule, pre = RULES[name], normal(40, 24)
     tensors = random_sae(rule).tensors
-    together = rule.select_inference(pre, tensors)
+    together = rule.select_inference(lazy(pre), tensors).selection
     for row in range(40):
-        alone = rule.select_inference(pre[row : row + 1], tensors)
+        alone = rule.select_inference(lazy(pre[row : row + 1]), tensors).selection
         assert alone.cols.sort().values.tolist() == together.cols[together.rows == row].sort().values.tolist()
 
 
 def test_what_rules_say_of_themselves():
-    assert [name for name, rule in RULES.items() if rule.bias_is_threshold] == ["relu"]
+    assert [name for name, rule in RULES.items() if rule.bias_is_threshold] == ["relu", "gated"]
     assert [name for name, rule in RULES.items() if rule.meets_l0] == ["topk"]
     calibrated = {name: rule.calibrated() for name, rule in RULES.items()}
     assert {name for name, found in calibrated.items() if found} == {"batch_topk"}
@@ -147,6 +163,7 @@ def test_forms_of_export():
         "topk": "topk",
         "batch_topk": "jumprelu",
         "jumprelu": "jumprelu",
+        "gated": "gated",
     }
     assert dict(forms["topk"].config) == {"k": 2, "rescale_acts_by_decoder_norm": False}
     assert forms["relu"].tensors == forms["topk"].tensors == {}
@@ -154,3 +171,70 @@ def test_forms_of_export():
     assert forms["batch_topk"].tensors["threshold"].tolist() == [float(batch)] * 24
     below = JumpReLU().export({"threshold": torch.tensor([-1.0, 0.25])})
     assert below.tensors["threshold"].tolist() == [0, 0.25]
+
+
+def test_half_the_kernel_counts_what_is_above_alone():
+    rule = JumpReLU(bandwidth=0.1, half_kernel=True)
+    pre = torch.tensor([0.44, 0.52, 0.7, 0.47]).requires_grad_()
+    threshold = torch.tensor([0.5]).requires_grad_()
+    selection = from_mask(torch.tensor([[True]] * 4))
+    count = rule.count(pre, selection, {"threshold": threshold})
+    assert count.tolist() == [0, 1, 1, 0]
+    count.backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert threshold.grad.tolist() == pytest.approx([-(1 / 0.1) * 2])  # 0.47 is inside the kernel, but below
+
+
+GATED = {
+    "b_gate": torch.tensor([0.0, 1.0, 0.0, -1.0]),
+    "b_mag": torch.tensor([0.5, -1.0, 0.0, 0.0]),
+    "r_mag": torch.tensor([0.0, math.log(2.0), -math.inf, 0.0]),
+}
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+def test_gates_decide_which_and_magnitudes_how_much(mode):
+    # open where p + b_gate = PRE > 0; p is PRE minus b_gate; row 0: p = 1 and 0.5, row 1: p = 2 and 3
+    assert dense(Gated(), GATED, mode) == [[1.5, 0, 0, 0], [0, 3, 0, 3], [0, 0, 0, 0]]
+    shut = GATED | {"b_mag": torch.full((4,), -9.0)}
+    assert dense(Gated(), shut, mode) == [[0] * 4] * 3  # an open gate may let nothing through
+    assert codes(Gated(), shut, mode).values.numel() == 4
+
+
+def test_no_gradient_of_the_values_reaches_the_gate():
+    tensors = {name: tensor.clone().requires_grad_() for name, tensor in GATED.items()}
+    selection = from_mask(torch.tensor([[True, True, False, False]]))
+    product = torch.tensor([1.0, 2.0]).requires_grad_()
+    pre = product + tensors["b_gate"][selection.cols]
+    values = Gated().activate(pre, selection, tensors)
+    assert values.tolist() == [1.5, 3.0]
+    values.backward(torch.tensor([1.0, 10.0]))
+    assert product.grad.tolist() == [1, 20]  # exp(r_mag) times what comes from above
+    assert tensors["b_gate"].grad.tolist() == [0, 0, 0, 0]
+    assert tensors["b_mag"].grad.tolist() == [1, 10, 0, 0]
+    assert tensors["r_mag"].grad.tolist() == [1, 40, 0, 0]  # exp(r_mag) p
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_codes_times_norms_are_the_codes_of_a_unit_decoder(name):
+    rule, x = RULES[name], normal(50, 12, seed=9)
+    sae = random_sae(rule)
+    for place, key in enumerate(key for key in sae.tensors if sae.tensors[key].shape == (24,)):
+        sae.tensors[key] += 0.1 * normal(24, seed=30 + place)
+    norms = 0.3 + 2 * torch.rand(24, generator=torch.Generator().manual_seed(8))
+    norms[3] = 0.0
+    sae.tensors["W_dec"] *= norms[:, None]
+    unit = sae.unit_decoder()
+    if name == "topk":
+        assert unit is sae
+        return
+    before, after = sae.encode(x), unit.encode(x)
+    assert torch.equal(before.selection.cols, after.selection.cols)
+    factors = torch.where(norms > 0, norms, torch.ones(24))[before.selection.cols]
+    torch.testing.assert_close(before.values * factors, after.values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sae.decode(before), unit.decode(after), rtol=1e-5, atol=1e-5)
+    assert unit.w_dec.norm(dim=1).tolist() == pytest.approx([float(norm > 0) for norm in norms], abs=1e-6)
+
+
+def test_a_rule_that_says_nothing_of_scales_is_not_rescaled():
+    assert TopK(2).rescaled({}, torch.ones(3)) is None
+    assert Rule.rescaled(ReLU(), {}, torch.ones(3)) is None

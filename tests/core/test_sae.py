@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from saebench_core import sae as sae_module
 from saebench_core.errors import InputError
-from saebench_core.rules import BatchTopK, JumpReLU, ReLU, TopK
+from saebench_core.rules import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from saebench_core.sae import SparseAutoencoder, inference_rule, read_config
 from tests.helpers.training import D_IN, D_SAE, normal, random_sae
 
@@ -227,8 +227,9 @@ def test_rules_of_saved_architectures():
     assert inference_rule({"architecture": "topk", "k": 7}) == TopK(7)
     with pytest.raises(InputError, match="'k'"):
         inference_rule({"architecture": "topk"})
-    with pytest.raises(InputError, match="gated"):
-        inference_rule({"architecture": "gated"})
+    assert inference_rule({"architecture": "gated"}) == Gated()
+    with pytest.raises(InputError, match="temporal"):
+        inference_rule({"architecture": "temporal"})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])

@@ -108,7 +108,7 @@ def random_sae(rule: Rule, centring: Any = "b_dec", d_in: int = D_IN, d_sae: int
     w_dec = torch.nn.functional.normalize(normal(d_sae, d_in, seed=1), dim=1)
     w_enc = w_dec.T + 0.1 * normal(d_in, d_sae, seed=2)
     sae = SparseAutoencoder.start(w_enc, w_dec, 0.3 * normal(d_in, seed=3), rule, centring)
-    sae.tensors["b_enc"].copy_(0.1 * normal(d_sae, seed=4))
+    sae.encoder_bias.copy_(0.1 * normal(d_sae, seed=4))
     if "centre" in sae.tensors:
         sae.tensors["centre"].copy_(0.3 * normal(d_in, seed=5))
     if "threshold" in sae.tensors:

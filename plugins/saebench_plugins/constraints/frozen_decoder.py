@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar, Literal
 
-from saebench_core import Constraint, ConstraintConfig, ConstraintSpec, Randomised, Recipe, Role, hookimpl
+from saebench_core import Constraint, ConstraintConfig, ConstraintSpec, Randomised, Recipe, Role, Shape, hookimpl
 
 
 class FrozenDecoderConfig(ConstraintConfig):
@@ -21,6 +22,12 @@ class FrozenDecoder(Constraint):
 
     def __init__(self, config: FrozenDecoderConfig) -> None:
         self.config = config
+
+    def adapt(self, recipe: Recipe, shape: Shape) -> Recipe:
+        """Drop terms that the frozen decoder alone decides, such as OrtSAE's; keep the norms as drawn, one."""
+        reason = "a constant: it depends on the frozen decoder alone"
+        objective = recipe.objective.without_constants("decoder", reason)
+        return replace(recipe, objective=objective, decoder_norm="unit", start_norm=1.0)
 
     def frozen(self, roles: Mapping[str, Role], recipe: Recipe) -> frozenset[str]:
         """Freeze every tensor whose role is ``decoder``."""

@@ -18,6 +18,9 @@ class FrozenEncoderConfig(ConstraintConfig):
     train_b_enc: bool | None = Field(
         None, description="Train the encoder's bias; by default only where it is the threshold (relu, gated)."
     )
+    train_magnitudes: bool = Field(
+        False, description="Train the scale and the bias of magnitudes (gated), which the encoder's side has beside it."
+    )
     keep_aux: bool = Field(False, description="Keep the loss for dead latents, which a frozen encoder cannot revive.")
     decoder_norm: Literal["unit", "free"] = Field(
         "unit", description="`free` lets the decoder scale its rows: a stronger baseline than the paper's."
@@ -37,18 +40,23 @@ class FrozenEncoder(Constraint):
         self.config = config
 
     def adapt(self, recipe: Recipe, shape: Shape) -> Recipe:
-        """Fix the centring, drop the dead-latent loss, set the decoder's norm rule."""
-        objective = recipe.objective if self.config.keep_aux else recipe.objective.without("aux_k")
+        """Fix the centring, drop the dead-latent loss, set the decoder's norm rule; start with the norms as drawn."""
+        objective = recipe.objective
+        if not self.config.keep_aux:
+            objective = objective.without("aux_k", "a frozen encoder cannot revive dead latents")
         recipe = replace(recipe, objective=objective)
         if recipe.centring == "b_dec":
             recipe = replace(recipe, centring="fixed")
-        return replace(recipe, decoder_norm="free") if self.config.decoder_norm == "free" else recipe
+        return replace(recipe, decoder_norm=self.config.decoder_norm, start_norm=1.0)
 
     def frozen(self, roles: Mapping[str, Role], recipe: Recipe) -> frozenset[str]:
-        """Freeze encoder tensors, and ``b_enc`` unless it is trained as the threshold."""
-        train_bias = self.config.train_b_enc if self.config.train_b_enc is not None else recipe.rule.bias_is_threshold
-        names = {name for name, role in roles.items() if role == "encoder"}
-        return frozenset(names | (set() if train_bias else {"b_enc"} & set(roles)))
+        """Freeze the encoder's tensors and biases, but for the bias that is trained as the threshold."""
+        rule, config = recipe.rule, self.config
+        train_bias = config.train_b_enc if config.train_b_enc is not None else rule.bias_is_threshold
+        own = {name for name, info in rule.tensors().items() if info.role in ("encoder", "bias")}
+        names = {name for name, role in roles.items() if role == "encoder"} | own
+        names -= own if config.train_magnitudes else set()
+        return frozenset(names if train_bias else names | {rule.encoder_bias} & set(roles))
 
 
 @hookimpl

@@ -43,7 +43,8 @@ class Untrained(Constraint):
         self.config = config
 
     def adapt(self, recipe: Recipe, shape: Shape) -> Recipe:
-        """Give the rule a global threshold for the target L0, or take the one to be calibrated away."""
+        """Give the rule a global threshold for the target L0, or take the one away; keep the norms as drawn, one."""
+        recipe = replace(recipe, decoder_norm="unit", start_norm=1.0)
         calibrated = recipe.rule.calibrated() is not None
         if self.config.calibrate == "none":
             return replace(recipe, rule=ReLU()) if calibrated else recipe

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 import torch
 from torch import Tensor
 
 from saebench_core.kernels import PreActivations, Selection, decode, encode_at, fast_screen
+from saebench_core.kernels.products import DENSE_SHARE
 from saebench_core.objectives.base import Step, Term
 
 __all__ = ["AuxK", "GateReconstruction", "PrefixReconstruction", "Reconstruction"]
+
+_CHUNK_ENTRIES: Final = 1 << 20
 
 
 @final
@@ -88,13 +91,64 @@ class AuxK(Term):
         if float(spread) <= 0:
             return zero
         tensors = step.tensors
-        weight = tensors["W_enc"].T.index_select(0, dead).T
+        encoder = tensors["W_enc"].T.index_select(0, dead)
         bias = tensors[step.rule.encoder_bias].index_select(0, dead)
+        decoder = tensors["W_dec"].index_select(0, dead)
         k = min(residual.shape[1] // 2, dead.numel())
-        with torch.no_grad():
-            screen = fast_screen(step.x.device.type)
-            found = PreActivations(step.centred, weight, bias, screen).row_topk(k)
-            found = found.where(found.pre > 0)
-        at = encode_at(step.centred, torch.zeros_like(step.centred[0]), weight, bias, found)
-        back = decode(at, tensors["W_dec"].index_select(0, dead), found.selection)
-        return (residual - back).square().sum() / step.n_rows / spread
+        error = _dense_error if k > DENSE_SHARE * dead.numel() else _sparse_error
+        return error(step.centred, residual, encoder, bias, decoder, k) / step.n_rows / spread
+
+
+def _sparse_error(x: Tensor, residual: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int) -> Tensor:
+    """Return the squared error of the k largest positive latents of every row, products on selected entries only."""
+    with torch.no_grad():
+        found = PreActivations(x, encoder.T, bias, fast_screen(x.device.type)).row_topk(k)
+        found = found.where(found.pre > 0)
+    at = encode_at(x, torch.zeros_like(x[0]), encoder.T, bias, found)
+    return (residual - decode(at, decoder, found.selection)).square().sum()
+
+
+def _dense_error(x: Tensor, residual: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int) -> Tensor:
+    """Return the same by dense products, some rows at a time."""
+    error: Tensor = _DenseError.apply(x, residual, encoder, bias, decoder, k)
+    return error
+
+
+class _DenseError(torch.autograd.Function):
+    """The squared error by dense products, with its gradients made on the way: nothing dense outlives a few rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int
+    ) -> Tensor:
+        total = residual.new_zeros(())
+        to_encoder, to_bias, to_decoder = (torch.zeros_like(tensor) for tensor in (encoder, bias, decoder))
+        size = max(1, _CHUNK_ENTRIES // encoder.shape[0])
+        for rows, wanted in zip(torch.split(x, size), torch.split(residual, size), strict=True):
+            codes = _largest_positive(torch.addmm(bias, rows, encoder.T), k)
+            error = torch.addmm(wanted, codes, decoder, alpha=-1)
+            total += error.square().sum()
+            error.mul_(-2)
+            if ctx.needs_input_grad[4]:
+                to_decoder.addmm_(codes.T, error)
+            if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+                slope = (error @ decoder.T).mul_(codes > 0)
+                to_encoder.addmm_(slope.T, rows)
+                to_bias += slope.sum(0)
+        ctx.save_for_backward(to_encoder, to_bias, to_decoder)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad: Tensor = grads[0]
+        made = zip(ctx.saved_tensors, ctx.needs_input_grad[2:5], strict=True)
+        return None, None, *(grad * tensor if wanted else None for tensor, wanted in made), None
+
+
+def _largest_positive(pre: Tensor, k: int) -> Tensor:
+    """Keep the k largest positive entries of every row, in place, and set the others to zero."""
+    pre.relu_()
+    if int((pre > 0).sum(1).max()) > k:
+        least = pre.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        pre.mul_(pre >= least)
+    return pre

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from saebench_core.kernels import from_mask
 from saebench_core.objectives import (
@@ -224,9 +226,9 @@ def test_one_prefix_is_the_reconstruction():
     assert number(PrefixReconstruction((D_SAE,)).loss(step)) == pytest.approx(number(Reconstruction().loss(step)))
 
 
-def real_step(dead, rows=32):
+def real_step(dead, rows=32, frozen=None):
     sae = random_sae(BatchTopK(3.0))
-    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+    for name in {"W_enc", "b_enc", "W_dec", "b_dec"} - {frozen}:
         sae.tensors[name].requires_grad_()
     x = normal(rows, D_IN, seed=21)
     mask = torch.zeros(D_SAE, dtype=torch.bool)
@@ -251,8 +253,12 @@ def slow_aux(sae, step, dead):
     return loss.detach(), {"W_enc": w_enc.grad, "b_enc": b_enc.grad, "W_dec": w_dec.grad}
 
 
+@pytest.mark.parametrize("way", ["dense", "sparse", "parts"])
 @pytest.mark.parametrize("dead", [[2], [0, 5, 7], list(range(3, 20))], ids=len)
-def test_aux_k_equals_a_slow_reference(dead):
+def test_aux_k_equals_a_slow_reference(dead, way, monkeypatch):
+    home = "saebench_core.objectives.reconstruction"
+    monkeypatch.setattr(f"{home}.DENSE_SHARE", 2.0 if way == "sparse" else 0.0)
+    monkeypatch.setattr(f"{home}._CHUNK_ENTRIES", 5 * len(dead) if way == "parts" else 1 << 20)
     sae, step = real_step(dead)
     loss = AuxK().loss(step)
     loss.backward()
@@ -260,6 +266,33 @@ def test_aux_k_equals_a_slow_reference(dead):
     torch.testing.assert_close(loss.detach().double(), wanted, rtol=1e-5, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(sae.tensors[name].grad.double(), gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["W_enc", "b_enc", "W_dec"])
+def test_aux_k_leaves_frozen_tensors_alone(frozen):
+    whole, parts = real_step([0, 5, 7]), real_step([0, 5, 7], frozen=frozen)
+    for _, step in (whole, parts):
+        AuxK().loss(step).backward()
+    assert parts[0].tensors[frozen].grad is None
+    for name in {"W_enc", "b_enc", "W_dec"} - {frozen}:
+        assert torch.equal(parts[0].tensors[name].grad, whole[0].tensors[name].grad)
+
+
+def test_aux_k_holds_nothing_of_the_batch_times_all_dead(monkeypatch):
+    monkeypatch.setattr("saebench_core.objectives.reconstruction._CHUNK_ENTRIES", 64)
+    _, step = real_step(list(range(D_SAE)), rows=200)
+    sizes = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in tree_leaves(out) if isinstance(t, torch.Tensor))
+            return out
+
+    with Watch():
+        loss = AuxK().loss(step)
+    assert number(loss) > 0
+    assert max(sizes) <= 200 * D_IN < 200 * D_SAE
 
 
 def test_aux_k_moves_dead_latents_only():

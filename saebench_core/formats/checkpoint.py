@@ -12,7 +12,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from saebench_core import rules
 from saebench_core.errors import InputError
 from saebench_core.rules import Rule
 from saebench_core.sae import Centring, SparseAutoencoder
@@ -23,7 +22,6 @@ __all__ = [
     "assemble",
     "count",
     "fold_decoder",
-    "gated_rule",
     "read_json",
     "read_safetensors",
     "threshold_vector",
@@ -162,19 +160,6 @@ def threshold_vector(path: Path, threshold: Tensor, d_sae: int) -> Tensor:
             "or write the threshold that gives the wanted L0 into the file"
         )
     return torch.full((d_sae,), value)
-
-
-def gated_rule() -> Rule:
-    """Return the rule of gated SAEs, whose tensors are ``b_gate``, ``b_mag`` and ``r_mag`` in place of ``b_enc``.
-
-    Raises:
-        InputError: where the rules have none.
-    """
-    found = getattr(rules, "Gated", None)
-    if found is None:
-        raise InputError("gated SAEs cannot be read: there is no rule for them here")
-    rule: Rule = found()
-    return rule
 
 
 def count(value: object) -> int | None:

@@ -22,11 +22,10 @@ from saebench_core.formats.checkpoint import (
     assemble,
     count,
     fold_decoder,
-    gated_rule,
     read_json,
     threshold_vector,
 )
-from saebench_core.rules import JumpReLU, ReLU, Rule, TopK
+from saebench_core.rules import Gated, JumpReLU, ReLU, Rule, TopK
 from saebench_core.sae import Centring
 
 __all__ = ["NAME", "WEIGHTS", "read", "read_state"]
@@ -182,7 +181,7 @@ def _gated(state: Mapping[str, Tensor], path: Path) -> _Parts:
         "b_mag": state["mag_bias"],
         "r_mag": state["r_mag"],
     }
-    return _Parts(tensors, gated_rule(), "b_dec")
+    return _Parts(tensors, Gated(), "b_dec")
 
 
 _CLASSES: Final[Mapping[str, Callable[[Mapping[str, Tensor], Path], _Parts]]] = {

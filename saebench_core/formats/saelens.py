@@ -20,7 +20,6 @@ from saebench_core.formats.checkpoint import (
     assemble,
     count,
     fold_decoder,
-    gated_rule,
     read_json,
     read_safetensors,
     threshold_vector,
@@ -87,7 +86,7 @@ def _rule(config: Mapping[str, Any], weights: Path, rule_of: Callable[[Mapping[s
     if config["architecture"] in _BATCH:
         return JumpReLU()
     try:
-        return gated_rule() if config["architecture"] == "gated" else rule_of(config)
+        return rule_of(config)
     except InputError as error:
         known = "batchtopk, gated, jumprelu, matryoshka_batchtopk, standard, topk"
         raise InputError(f"{weights}: {error} (in this format: {known})") from error

@@ -16,16 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saebench_core import rules
 from saebench_core.errors import InputError
 from saebench_core.formats import FORMATS, Facts, find_weights, read_checkpoint
-from saebench_core.rules import BatchTopK, JumpReLU, ReLU, TopK
+from saebench_core.rules import BatchTopK, Gated, JumpReLU, ReLU, TopK
 from tests.helpers.training import random_sae
 
 PEERS = Path(__file__).parents[1] / "data" / "peers"
-EVERY = sorted(path.parent.relative_to(PEERS).as_posix() for path in PEERS.rglob("outputs.safetensors"))
-GATED = [name for name in EVERY if "gated" in name]
-FOLDERS = [name for name in EVERY if name not in GATED or hasattr(rules, "Gated")]
+FOLDERS = sorted(path.parent.relative_to(PEERS).as_posix() for path in PEERS.rglob("outputs.safetensors"))
 GEMMA = "gemma-scope-2b-pt-res/layer_12"
 UNIT = [
     *(name for name in FOLDERS if name.startswith("dictionary_learning")),
@@ -77,13 +74,6 @@ def test_decoders_are_of_unit_norm_where_the_format_folds_them(name):
     torch.testing.assert_close(norms, torch.ones(16), atol=2e-6, rtol=0)
 
 
-@pytest.mark.skipif(hasattr(rules, "Gated"), reason="gated SAEs can be read")
-@pytest.mark.parametrize("name", GATED)
-def test_gated_saes_are_refused_until_there_is_a_rule(name):
-    with pytest.raises(InputError, match="gated SAEs cannot be read"):
-        read_checkpoint(PEERS / name)
-
-
 def facts(name):
     return read_checkpoint(PEERS / name).facts
 
@@ -115,6 +105,8 @@ def test_facts_are_what_the_files_say():
         ("dictionary_learning_new", ReLU(), "none"),
         ("dictionary_learning_batch_topk", JumpReLU(), "b_dec"),
         ("dictionary_learning_jumprelu", JumpReLU(), "none"),
+        ("dictionary_learning_gated", Gated(), "b_dec"),
+        ("saelens_training_gated_scaled", Gated(), "b_dec"),
         ("saelens_no_pre_bias", ReLU(), "none"),
         ("saelens_training_matryoshka", JumpReLU(), "b_dec"),
         ("sparsify_free/layers.5", TopK(3), "b_dec"),
@@ -134,7 +126,7 @@ def test_a_checkpoint_of_a_run_is_read_with_the_configuration_above_it():
 
 
 @pytest.mark.parametrize(
-    "rule", [ReLU(), TopK(4), BatchTopK(4.0), JumpReLU(start=0.1)], ids=lambda rule: type(rule).__name__
+    "rule", [ReLU(), TopK(4), BatchTopK(4.0), JumpReLU(start=0.1), Gated()], ids=lambda rule: type(rule).__name__
 )
 def test_what_we_wrote_is_read(rule, tmp_path):
     sae = random_sae(rule)

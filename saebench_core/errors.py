@@ -13,6 +13,7 @@ __all__ = [
     "SaebenchError",
     "StoreError",
     "in_words",
+    "is_interruption",
     "nearest",
 ]
 
@@ -62,3 +63,13 @@ def in_words(error: Exception) -> str:
     """Return an error of a plugin in one line; one that is not meant for users names its kind."""
     text = " ".join(str(error).split())
     return text if isinstance(error, SaebenchError) else f"the plugin failed: {type(error).__name__}: {text}"
+
+
+def is_interruption(error: BaseException) -> bool:
+    """Say whether an error came out of the user's interruption, such as an exit that a library makes of it."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, KeyboardInterrupt):
+            return True
+        one = one.__cause__ or one.__context__
+    return False

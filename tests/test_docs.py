@@ -17,7 +17,7 @@ from saebench_core.registry.model import RegistryModel, RuntimeSettings
 from saebench_core.report.words import FLAGS
 from saebench_core.results import CellResult, MetricValue
 from saebench_core.rules import TopK
-from saebench_core.tasks import train
+from saebench_core.tasks import finish, train
 from saebench_core.training.settings import PRESETS, TrainingSettings
 from tests.helpers.distributions import Site
 from tests.helpers.registries import built_in, call, load
@@ -201,9 +201,9 @@ def test_every_flag_is_documented_with_its_rule():
         assert f"| `{flag}` |" in page
         assert f"\n- `{flag}`: " in page
     rules = page.partition("The exact rules")[2].partition("\n## ")[0]
-    assert f"more than {train._L0_TOLERANCE:.0%}".replace("%", " %") in rules
-    assert f"below {train._COLLAPSED_L0:.0%}".replace("%", " %") in rules
-    assert f"more than {train._RISE:g}" in rules
+    assert f"more than {finish._L0_TOLERANCE:.0%}".replace("%", " %") in rules
+    assert f"below {finish._COLLAPSED_L0:.0%}".replace("%", " %") in rules
+    assert f"more than {finish._RISE:g}" in rules
     assert f"{train._HELDOUT_ROWS:,} calibration rows" in rules
 
 

@@ -113,7 +113,7 @@ class PreActivations:
         weight: encoder ``(d_in, d_sae)``; each latent's vector lies together in memory.
         bias: ``(d_sae,)``.
         screen: format that finds candidates.
-        dense: take plain fp32 products, for selections of a large share of all entries.
+        dense: `above` takes plain fp32 products, for selections of a large share; of the others the share is known.
     """
 
     centred: Float[Tensor, "rows d_in"]
@@ -148,7 +148,7 @@ class PreActivations:
 
     def row_topk(self, k: int) -> Selected:
         """Select the k largest entries of every row."""
-        if self.dense or k > DENSE_SHARE * self.d_sae:
+        if k > DENSE_SHARE * self.d_sae:
             return self._joined([select_mask(pre, _topk_mask(pre, k)) for pre in self.parts()])
         screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
         group = next(size for size in _GROUPS if size * 4 * k <= self.d_sae or size == 1)
@@ -162,7 +162,7 @@ class PreActivations:
         """Select the ``count`` largest positive entries of the batch, fewer if there are fewer; ties are all kept."""
         if count == 0:
             return self._recomputed([])
-        if self.dense or count > DENSE_SHARE * self.d_sae * self.n_rows:
+        if count > DENSE_SHARE * self.d_sae * self.n_rows:
             return _largest(self._joined([select_mask(pre, pre > 0) for pre in self.parts()]), count)
         screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
         least = screened.guess(count / self.n_rows)

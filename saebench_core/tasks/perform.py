@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import final
 
-from saebench_core.errors import SaebenchError
+from saebench_core.errors import SaebenchError, is_interruption
 from saebench_core.plan import Plan, Product, Task
 from saebench_core.store import write_atomically
 from saebench_core.tasks.load import load
@@ -34,6 +34,8 @@ def perform(task: Task, plan: Plan, bench: Workbench, failures: Failures) -> str
                 failures.clear(product)
         return str(error)
     except (Exception, SystemExit) as error:  # a plugin may try to end the process; the other tasks go on
+        if is_interruption(error):
+            raise KeyboardInterrupt from error
         text = str(error).strip().splitlines()
         message = text[0] if isinstance(error, SaebenchError) and text else f"{type(error).__name__}: {' '.join(text)}"
         for product in task.products:

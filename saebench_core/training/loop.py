@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol, final
 from jaxtyping import Float
 from torch import Tensor
 
+from saebench_core.errors import is_interruption
 from saebench_core.interfaces.context import Progress
 from saebench_core.training.checkpoints import Kept, NoCheckpoints
 from saebench_core.training.drift import drift_steps, drift_summary
@@ -182,6 +183,8 @@ class _Group:
             if number + 1 in self.drift:
                 self._note_drift(name, number + 1)
         except Exception as error:  # a plugin may raise anything; the others must not suffer
+            if is_interruption(error):
+                raise KeyboardInterrupt from error
             self.failures[name] = error
         curve.seconds += time.perf_counter() - began
 

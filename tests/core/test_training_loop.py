@@ -169,3 +169,20 @@ def test_what_is_not_finite_is_left_out_of_the_curve():
     outcome = train_group({"one": trainee}, stream(constant, settings(STEPS)), 1.0, X[:10], quiet, "test")
     assert "explained_variance" not in outcome.curves["one"].points[0]["values"]
     assert "loss" in outcome.curves["one"].points[0]["values"]
+
+
+class Interrupted:
+    """A library that makes an error of its own out of the user's interruption."""
+
+    def __call__(self, sae, start):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise RuntimeError("cannot go on") from None
+
+
+def test_an_interruption_that_a_library_has_turned_into_an_error_ends_the_training():
+    trainee = trainee_of(("topk", "trained"))
+    trainee.constraint.project = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        train({"one": trainee})

@@ -16,7 +16,9 @@ from saebench_core.errors import InputError
 from tests.helpers.distributions import Site, architecture, metric
 
 ROOT = Path(__file__).parents[2]
-CORE_ARCHITECTURES = {"batch_topk", "jumprelu", "pretrained", "relu", "topk"}
+CORE_ARCHITECTURES = {
+    "batch_topk", "gated", "jumprelu", "matryoshka", "ortsae", "p_anneal", "pretrained", "relu", "topk",
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -63,6 +63,7 @@ def site(tmp_path, monkeypatch):
 
 COMMANDS = [
     [], ["run"], ["plan"], ["validate"], ["status"], ["results"], ["report"], ["init"], ["schema"], ["sync"], ["ui"],
+    ["activations"], ["activations", "export"],
     ["du"], ["gc"], ["presets"], ["presets", "list"], ["presets", "show"], ["plugins"], ["plugins", "list"],
 ]  # fmt: skip
 

@@ -214,4 +214,3 @@ def test_progress_of_a_resumed_training_starts_where_it_was(tmp_path):
     )
     assert told[0] == 17
     assert told[-1] == STEPS
-

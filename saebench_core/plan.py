@@ -449,9 +449,9 @@ def sae_bytes(cell: Cell) -> int:
     return 4 * (2 * cell.d_in * cell.d_sae + 2 * cell.d_sae + cell.d_in)
 
 
-_PRODUCTS_A_STEP: Final = 3.5
-_FLOPS: Final = 8e10
-_STEP_OVERHEAD: Final = 4e-3
+_PRODUCTS_A_STEP: Final = 1.3
+_FLOPS: Final = 1.5e11
+_STEP_OVERHEAD: Final = 8e-3
 
 
 def _train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: bool) -> Estimate:

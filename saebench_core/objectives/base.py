@@ -68,8 +68,8 @@ class Term(ABC):
     """Key of the term in training curves, and what constraints drop it by."""
 
     shapes: ClassVar[frozenset[Role]] = frozenset()
-    """Roles of the only tensors that the term depends on; empty: it depends on the data. Where a constraint freezes
-    all of them the term is a constant, and dropped."""
+    """Roles of the only tensors that the term depends on, or none where it depends on the data. A term whose tensors
+    a constraint freezes is a constant, and dropped."""
 
     @abstractmethod
     def loss(self, step: Step) -> Float[Tensor, ""]:

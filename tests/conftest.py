@@ -1,6 +1,7 @@
 """What holds for every test: shapes and types checked at run time, one thread, no network, no global randomness."""
 
 import os
+import signal
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["DO_NOT_TRACK"] = "true"
@@ -19,6 +20,8 @@ torch.set_num_threads(1)
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "uses_global_rng(reason): the test may move torch's global generator")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts its background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # children are to hear interruptions
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,6 @@ _REACH: Final = 15.0
 """How far log(multiplier) can move in a whole training."""
 _FASTEST: Final = 0.02
 _LOOK_AHEAD: Final = (500.0, 1 / 7.5)
-_LAST_LOOK: Final = 0.6
 _SMOOTHING: Final = 0.02
 _BOUNDS: Final = (0.01, 100.0)
 _FROZEN_SHARE: Final = 0.05
@@ -61,12 +60,10 @@ class L0Controller:
         previous = now if self.error is None else self.error
         self.error = (1 - weight) * previous + weight * now
         self.slope = (1 - weight) * self.slope + weight * (self.error - previous)
-        left = (1 - _FROZEN_SHARE) * self.steps - step
-        if left <= 0:
+        if step >= (1 - _FROZEN_SHARE) * self.steps:
             return
         longest, share = _LOOK_AHEAD
-        ahead = min(longest, share * self.steps, _LAST_LOOK * left)  # no further than there is time left to get there
-        foretold = self.error + ahead * self.slope
+        foretold = self.error + min(longest, share * self.steps) * self.slope
         change = min(_FASTEST, _REACH / self.steps) * math.tanh(self.gain * foretold)
         self.multiplier = min(_BOUNDS[1], max(_BOUNDS[0], self.multiplier * math.exp(change)))
 

@@ -92,9 +92,9 @@ def test_terms():
     assert terms_of(recipe_of("p_anneal")) == {"reconstruction": 1, "power": 0.1}
     assert terms_of(recipe_of("jumprelu")) == {"reconstruction": 1, "target_l0": 1, "step_l0": 0.06 / L0}
     assert terms_of(recipe_of("jumprelu", compat_dl=True)) == {"reconstruction": 1, "target_l0": 1}
-    assert terms_of(recipe_of("jumprelu step")) == {"reconstruction": 1, "step_l0": 0.1 / L0}
+    assert terms_of(recipe_of("jumprelu step")) == {"reconstruction": 1, "step_l0": 0.003}
     tanh = terms_of(recipe_of("jumprelu tanh"))
-    assert tanh == {"reconstruction": 1, "tanh": 0.05 / L0, "pre_activation": pytest.approx(3e-6 / D_IN**0.5)}
+    assert tanh == {"reconstruction": 1, "tanh": 1 / D_IN, "pre_activation": pytest.approx(3e-6 / D_IN**0.5)}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -49,7 +49,7 @@ class JumpReLUConfig(ArchitectureConfig):
     l0_coefficient: PositiveFloat | None = Field(
         None,
         description="Weight of the sparsity term, where it is steered before the controller multiplies it; by default "
-        "1 for `target_l0`, 0.1 / l0 for `step_l0`, 0.05 / l0 for `tanh`.",
+        "1 for `target_l0`, 0.003 for `step_l0`, 1 / d_in for `tanh`.",
     )
     compat_dl: bool = Field(
         False,
@@ -85,7 +85,7 @@ class JumpReLUArchitecture(Architecture):
             if not config.compat_dl:
                 terms.append(WeightedTerm(StepL0(), _TRIM / l0, "warmup", controlled=True, l0=l0, gain=_TRIM_GAIN))
         else:
-            terms.append(WeightedTerm(StepL0(), config.l0_coefficient or 0.1 / l0, "warmup", controlled=True, l0=l0))
+            terms.append(WeightedTerm(StepL0(), config.l0_coefficient or 0.003, "warmup", controlled=True, l0=l0))
         rule = JumpReLU(config.bandwidth or 0.001, config.threshold or 0.001, config.compat_dl)
         return Recipe(rule, Objective(tuple(terms)), centring="none")
 
@@ -96,7 +96,7 @@ class JumpReLUArchitecture(Architecture):
         """
         config, root = self.config, shape.d_in**0.5
         rule = JumpReLU(config.bandwidth or 2 / root, config.threshold or 0.1 / root)
-        weight = config.l0_coefficient or 0.05 / shape.l0
+        weight = config.l0_coefficient or 1 / shape.d_in
         tanh = WeightedTerm(TanhPenalty(config.tanh_scale * root), weight, "warmup", controlled=True, l0=shape.l0)
         revive = WeightedTerm(PreActivationLoss(config.pre_activation), 3e-6 / root)
         terms = (WeightedTerm(Reconstruction()), tanh, revive)

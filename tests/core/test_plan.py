@@ -20,10 +20,9 @@ from saebench_core import (
     ConstraintConfig,
     ConstraintSpec,
 )
-from saebench_core import plan as plan_module
 from saebench_core.catalog import Catalog, Plugin, make_catalog
 from saebench_core.errors import PluginError
-from saebench_core.plan import Environment
+from saebench_core.plan import Environment, keys
 from saebench_core.store import Store
 from tests.helpers.distributions import Site, architecture
 from tests.helpers.registries import built_in, changed, plan_of, process
@@ -407,6 +406,6 @@ def test_a_loaded_sae_is_measured_on_the_evaluation_rows_of_a_stored_backbone():
 
 def test_every_module_that_shapes_a_product_is_there():
     root = Path(str(files("saebench_core")))
-    for kind, names in plan_module._CORE.items():
+    for kind, names in keys._CORE.items():
         for name in names:
             assert (root / name).exists(), f"{name}, named for {kind}: its edits would re-run nothing"

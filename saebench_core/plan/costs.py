@@ -1,0 +1,63 @@
+"""What tasks are expected to cost, at rough rates for two cores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+from saebench_core.interfaces.backbone import BackboneDescription
+from saebench_core.interfaces.constraint import Constraint
+from saebench_core.plan.graph import Estimate
+from saebench_core.registry import Cell
+
+__all__ = ["activations_cost", "load_cost", "metric_cost", "sae_bytes", "score_cost", "train_cost"]
+
+_PRODUCTS_A_STEP: Final = 1.3
+_FLOPS: Final = 1.5e11
+_STEP_OVERHEAD: Final = 8e-3
+
+
+def sae_bytes(cell: Cell) -> int:
+    """Return the size of an SAE's weights in fp32."""
+    return 4 * (2 * cell.d_in * cell.d_sae + 2 * cell.d_sae + cell.d_in)
+
+
+def activations_cost(backbone: BackboneDescription, site: str, rows: int, preparation: int) -> Estimate:
+    """Return the cost of rows, and of what the backbone's preparation stores with them."""
+    disk = rows * backbone.sites[site] * 4 + preparation
+    return Estimate(rows * backbone.seconds_per_row, backbone.memory_bytes, disk)
+
+
+def load_cost(cell: Cell) -> Estimate:
+    """Return the cost of reading an SAE and encoding the evaluation rows once."""
+    seconds = 1.0 + 2.0 * cell.training.evaluation_rows * cell.d_in * cell.d_sae / _FLOPS
+    return Estimate(seconds, 3 * sae_bytes(cell), sae_bytes(cell))
+
+
+def train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: bool) -> Estimate:
+    """Return the cost of a group: a step is a few encoder products and a constant.
+
+    Where rows are not stored, each group has the backbone's time once more, and its memory.
+    """
+    settings, d_in = group[0].training, group[0].d_in
+    seconds = 0.0 if stored else settings.total_rows * backbone.seconds_per_row
+    memory = 0 if stored else backbone.memory_bytes
+    if settings.activations == "streamed":
+        memory += 4 * d_in * min(settings.buffer_rows, settings.total_rows)
+    for cell in group:
+        if not cast(Constraint, cell.constraint.instance).trains:
+            continue
+        product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / _FLOPS
+        seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
+    batch = max(cell.training.batch_size * cell.d_sae * 4 * 3 for cell in group)
+    return Estimate(seconds, 5 * sum(map(sae_bytes, group)) + batch + memory, sum(map(sae_bytes, group)))
+
+
+def metric_cost(backbone: BackboneDescription, stored: int) -> Estimate:
+    """Return the cost of a metric's inputs, of which that many bytes are stored."""
+    return Estimate(1.0 if backbone.regenerates else 15.0, backbone.memory_bytes, stored)
+
+
+def score_cost(cell: Cell, backbone: BackboneDescription) -> Estimate:
+    """Return a guess: what a score takes depends on the metric, most of all on whether it runs the backbone."""
+    return Estimate(0.1 if backbone.regenerates else 1.5, 2 * sae_bytes(cell), 1 << 18)

@@ -1,0 +1,77 @@
+"""The catalog: all usable plugins by kind and name, and the failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast, final, get_args
+
+from saebench_core.catalog.plugin import LoadFailure, Plugin
+from saebench_core.errors import InputError, nearest
+from saebench_core.interfaces.architecture import ArchitectureSpec, Shape
+from saebench_core.interfaces.entry import Kind
+from saebench_core.sae import SparseAutoencoder, inference_rule, read_config
+
+__all__ = ["Catalog"]
+
+
+@final
+class Catalog:
+    """All usable plugins by kind and name, and the failures."""
+
+    def __init__(self, plugins: Sequence[Plugin], failures: Sequence[LoadFailure]) -> None:
+        self.failures = tuple(failures)
+        self._plugins: dict[Kind, dict[str, Plugin]] = {kind: {} for kind in get_args(Kind)}
+        for plugin in sorted(plugins, key=lambda plugin: plugin.name):
+            self._plugins[plugin.kind][plugin.name] = plugin
+
+    def __iter__(self) -> Iterator[Plugin]:
+        for by_name in self._plugins.values():
+            yield from by_name.values()
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of a kind, sorted."""
+        return list(self._plugins[kind])
+
+    def of_kind(self, kind: Kind) -> list[Plugin]:
+        """Return the plugins of a kind, sorted by name."""
+        return list(self._plugins[kind].values())
+
+    def get(self, kind: Kind, name: str) -> Plugin:
+        """Return a plugin.
+
+        Raises:
+            InputError: if there is none of that name, with the nearest name and the load failures.
+        """
+        if name in self._plugins[kind]:
+            return self._plugins[kind][name]
+        raise InputError(self.unknown(kind, name))
+
+    def unknown(self, kind: Kind, name: str) -> str:
+        """Return the message for a name that no plugin of a kind has."""
+        message = (
+            f"no {kind} is called {name!r}{nearest(name, self.names(kind))}; installed: {', '.join(self.names(kind))}"
+        )
+        if self.failures:
+            failed = "; ".join(f"{failure.plugin}: {failure.error}" for failure in self.failures)
+            message += f"; plugins that failed to load: {failed}"
+        return message
+
+    def load_sae(self, path: Path, device: str = "cpu") -> SparseAutoencoder:
+        """Read a saved SAE; its rule comes from the format, or from the architecture plugin that wrote it.
+
+        Raises:
+            InputError: if nothing installed knows the architecture.
+        """
+        config = read_config(path)
+        try:
+            rule = inference_rule(config)
+        except InputError:
+            stored = config.get("metadata", {}).get("architecture")
+            if not isinstance(stored, dict):
+                raise
+            plugin = self.get("architecture", str(stored.get("type")))
+            entry = plugin.spec.config.model_validate(stored)
+            shape = Shape(int(config["d_in"]), int(config["d_sae"]), float(config["metadata"]["l0"]))
+            rule = cast(ArchitectureSpec, plugin.spec).build(entry).recipe(shape).rule
+        return SparseAutoencoder.load(path, rule, device)

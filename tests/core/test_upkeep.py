@@ -187,12 +187,12 @@ def test_what_a_running_process_works_on_is_kept_whichever_registry_is_named(fol
 
 
 def test_a_run_holds_its_sweep(folder, monkeypatch):
-    from saebench_core import api
+    from saebench_core.api import running
 
     seen = []
-    real = api.run_inline
+    real = running.run_inline
     monkeypatch.setattr(
-        api, "run_inline", lambda *args: (seen.append(store_of(folder).held()), real(*args))[1], raising=True
+        running, "run_inline", lambda *args: (seen.append(store_of(folder).held()), real(*args))[1], raising=True
     )
     assert call("run", "--no-tracking", cwd=folder).code == 0
     assert [len(held) for held in seen] == [1]

@@ -1,0 +1,145 @@
+"""Opens a registry: read, checked and planned, with the places that it is run in and read from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, final
+
+from saebench_core.api.environment import surroundings
+from saebench_core.catalog import Catalog, PluginChoice, make_catalog
+from saebench_core.errors import InputError
+from saebench_core.plan import Environment, Plan, make_plan
+from saebench_core.presets import PREFIX, preset_text
+from saebench_core.registry import Cell, Document, Registry, load_registry, read_registry
+from saebench_core.results import CellRecord, Journal, Sweep
+from saebench_core.store import Store
+from saebench_core.tasks import collect_records, pick_device
+from saebench_core.tasks.perform import Failures
+from saebench_core.tasks.workbench import pick_dtype
+
+__all__ = ["Opened", "existing", "open_registry", "reopen"]
+
+_OVERRIDE: Final = "# --set "
+
+
+@final
+@dataclass(frozen=True)
+class Opened:
+    """A registry with all that is needed to plan, run and read it.
+
+    Attributes:
+        registry: validated.
+        catalog: installed plugins.
+        plan: tasks of the chosen cells.
+        workdir: everything is written below it.
+    """
+
+    registry: Registry
+    catalog: Catalog
+    plan: Plan
+    workdir: Path
+    environment: Environment
+
+    @property
+    def store(self) -> Store:
+        """Products of the workdir."""
+        return Store(self.workdir / "store")
+
+    @property
+    def failures(self) -> Failures:
+        """Kept errors of the workdir."""
+        return Failures(self.workdir)
+
+    @property
+    def journal(self) -> Journal:
+        """Sweeps of the workdir."""
+        return Journal(self.workdir)
+
+    def records(self) -> list[CellRecord]:
+        """Return what every cell has so far."""
+        return collect_records(self.plan, self.store, self.failures, self.workdir)
+
+    def sweep(self) -> Sweep:
+        """Return the record of this sweep; one that was started before keeps its start time."""
+        text = self.registry.text.rstrip("\n") + "\n"
+        sweep = Sweep(
+            sweep_id=self.registry.sweep_id,
+            name=self.registry.name,
+            started_ms=time.time_ns() // 1_000_000,
+            registry=text + "".join(f"{_OVERRIDE}{override}\n" for override in self.registry.overrides),
+            cells=tuple(cell.cell_id for cell in self.registry.active),
+            environment=surroundings(self.environment),
+        )
+        kept = next((kept for kept in self.journal.sweeps() if kept.sweep_id == sweep.sweep_id), sweep)
+        return sweep.model_copy(update={"started_ms": kept.started_ms})
+
+
+def open_registry(
+    source: str,
+    workdir: Path,
+    *,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    device: str | None = None,
+    choice: PluginChoice | None = None,
+) -> Opened:
+    """Read, check and plan a registry.
+
+    Args:
+        source: path of a file, or ``preset:NAME``.
+        workdir: folder that everything is written below; made at the first write.
+        overrides: ``key=value``, applied before checking.
+        only: ``axis=name``: the cells concerned.
+        device: in place of the registry's ``runtime.device``.
+        choice: which plugins are loaded.
+
+    Raises:
+        InputError: one line for each problem.
+    """
+    workdir = workdir.absolute()
+    if not (place := existing(workdir)).is_dir():
+        raise InputError(f"--workdir {workdir}: {place} is no folder")
+    catalog = make_catalog(choice)
+    if device is not None:
+        overrides = (*overrides, f"runtime.device={device}")
+    if source.startswith(PREFIX):
+        document = Document(source, preset_text(source.removeprefix(PREFIX)), overrides)
+        registry = load_registry(document, catalog, tuple(overrides))
+    else:
+        registry = read_registry(Path(source), catalog, overrides)
+    return _planned(registry, catalog, workdir, only)
+
+
+def reopen(sweep: Sweep, workdir: Path, catalog: Catalog) -> Opened:
+    """Plan a sweep of the journal again, as the registry and the plugins are now.
+
+    Args:
+        sweep: from the journal; its text ends with the overrides that were in force.
+        workdir: folder of the journal.
+        catalog: installed plugins.
+
+    Raises:
+        InputError: if the registry is no longer valid here.
+    """
+    lines = sweep.registry.splitlines()
+    overrides: list[str] = []
+    while lines and lines[-1].startswith(_OVERRIDE):
+        overrides.insert(0, lines.pop().removeprefix(_OVERRIDE))
+    document = Document(f"sweep {sweep.name} ({sweep.sweep_id})", "\n".join(lines) + "\n", overrides)
+    return _planned(load_registry(document, catalog, tuple(overrides)), catalog, workdir.absolute(), ())
+
+
+def _planned(registry: Registry, catalog: Catalog, workdir: Path, only: Sequence[str]) -> Opened:
+    chosen = pick_device(registry.runtime.device)
+    environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
+    cells: tuple[Cell, ...] | None = registry.select(only) if only else None
+    plan = make_plan(registry, catalog, environment, cells)
+    return Opened(registry, catalog, plan, workdir, environment)
+
+
+def existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -6,9 +6,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 from safetensors.torch import load_file
 
 from saebench_core.activations import (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from saebench_core.kernels import DenseSwitch, PreActivations, fast_screen, screening
 from tests.helpers.training import given_pre, normal

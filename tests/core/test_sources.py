@@ -13,8 +13,7 @@ import types
 
 import pytest
 import zstandard
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from saebench_core.errors import InputError, MissingPackageError

@@ -13,8 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from saebench_core.errors import StoreError
 from saebench_core.store import DONE, Store, canonical_json, content_key, file_sha256, write_atomically

@@ -8,9 +8,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
+from hypothesis import given, settings as hypothesis_settings, strategies as st
 
 from saebench_core import Backbone, BackboneConfig, BackboneDescription, BackboneSpec
 from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, collect
@@ -23,8 +21,7 @@ from saebench_core.store import Store
 from saebench_core.tasks import Workbench
 from saebench_core.tasks.perform import Failures
 from saebench_core.training.settings import TrainingSettings
-from tests.helpers.registries import CPU as ENVIRONMENT
-from tests.helpers.registries import built_in, changed, plan_of
+from tests.helpers.registries import CPU as ENVIRONMENT, built_in, changed, plan_of
 from tests.helpers.training import MemoryBackbone, MemoryReader, normal, quiet
 
 CPU = torch.device("cpu")

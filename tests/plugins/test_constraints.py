@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from saebench_plugins.constraints.soft_frozen_decoder import project_on_caps
 
@@ -23,9 +22,9 @@ from tests.helpers.training import (
     make_trainee,
     normal,
     same_bits,
+    settings as training_settings,
     stream,
 )
-from tests.helpers.training import settings as training_settings
 
 unit = torch.nn.functional.normalize
 TAUS = [-0.5, 0.0, 0.3, 0.8, 0.99]

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from saebench_plugins.backbones.hf_lm import HfLm, HfLmConfig
 
 from saebench_core import InputError, LanguageModel, PluginError

@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from saebench_plugins.backbones import synthetic
 from saebench_plugins.backbones.synthetic import Synthetic, SyntheticConfig

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from saebench_plugins.backbones._contrastive import shifted
+from saebench_plugins.backbones._split_images import draw_splits
 from saebench_plugins.backbones.open_clip import OpenClip, OpenClipConfig, register_backbones
 
 from saebench_core.errors import InputError, PluginError
@@ -208,17 +209,17 @@ def test_a_patch_of_another_shape_is_refused(backbone):
 
 
 def test_splits_are_disjoint_and_cover_all_images(backbone):
-    splits = backbone._loaded.splits
+    splits = backbone._loaded.images.splits
     everything = torch.cat([splits[name] for name in ("train", "calibration", "evaluation")])
     assert sorted(everything.tolist()) == list(range(1797))
     assert len(splits["train"]) == 1797 - round(0.2 * 1797)
-    other = make(seed=1)._split(1797)
+    other = draw_splits(1797, 0.2, seed=1)
     assert not torch.equal(other["train"], splits["train"])
 
 
 def test_labels_follow_the_order_of_the_images(backbone):
-    order = backbone._loaded.splits["evaluation"].tolist()
-    labels = backbone._loaded.images.labels
+    order = backbone._loaded.images.splits["evaluation"].tolist()
+    labels = backbone._loaded.images.everything.labels
     assert backbone.labels("evaluation").tolist() == [labels[index] for index in order]
 
 
@@ -260,7 +261,7 @@ def test_training_sees_only_the_train_split(tmp_path, monkeypatch):
     monkeypatch.setattr(_contrastive, "preprocessed", lambda *given: seen.extend(given[2]) or true(*given))
     short = make(model={**TINY, "steps": 1})
     short.prepare(FakeContext(tmp_path))
-    assert sorted(seen) == sorted(short._loaded.splits["train"].tolist())
+    assert sorted(seen) == sorted(short._loaded.images.splits["train"].tolist())
 
 
 def test_random_weights_match_moments_and_seed(backbone, context, store):
@@ -414,7 +415,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tiny_name, tmp_path):
 
 def test_too_few_images_are_refused():
     with pytest.raises(InputError, match="leave a split empty"):
-        make()._split(4)
+        draw_splits(4, 0.2, seed=0)
 
 
 def test_shift_moves_up_and_left_and_repeats_the_border():

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Final, Literal, cast
 
 import torch
@@ -30,26 +26,16 @@ from saebench_core import (
     Split,
     TextSource,
     TokenBatch,
-    file_sha256,
     hookimpl,
-    locate,
-    pack_documents,
     split_of_text,
 )
-from saebench_plugins.backbones._hf_loading import (
-    Sizes,
-    Tokens,
-    config_sizes,
-    convert_gguf,
-    decoder_layers,
-    gguf_sizes,
-    quiet,
-    randomise,
-)
+from saebench_plugins.backbones._hf_corpus import Corpus, packed_corpora
+from saebench_plugins.backbones._hf_forward import patched, rows_after
+from saebench_plugins.backbones._hf_loading import Tokens, decoder_layers, randomise
+from saebench_plugins.backbones._hf_source import ModelSource
 
 __all__ = ["HfLm", "HfLmConfig"]
 
-_MODEL_FILES: Final = frozenset({".bin", ".jinja", ".json", ".model", ".safetensors", ".txt"})
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _CPU_FLOPS: Final = {"bf16": 4e11, "fp32": 1.5e11}  # rough rates of SmolLM2-135M on two cores
 _CUDA_FLOPS: Final = 5e13
@@ -92,55 +78,22 @@ class HfLmConfig(BackboneConfig):
     forward_batch: PositiveInt = Field(16, description="Sequences in a forward pass.")
 
 
-class _StopForward(Exception):
-    """Leaves a forward pass at the site; nothing after it is computed."""
-
-
-@dataclass(frozen=True)
-class _Corpus:
-    """Packed sequences of a split, on the CPU: all of one length but the last."""
-
-    ids: Tensor
-    lengths: Tensor
-    kept: Tensor
-
-    @property
-    def rows(self) -> int:
-        return int(self.kept.sum())
-
-
 class HfLm(Backbone):
     """Reads, streams and patches a causal language model."""
 
     def __init__(self, config: HfLmConfig) -> None:
         self.config = config
+        self._source = ModelSource(config.model, config.revision)
         self._model: Any = None
         self._layers: nn.ModuleList = nn.ModuleList()
         self._tokens: Tokens
         self._device = torch.device("cpu")
-        self._corpora: dict[Split, _Corpus] = {}
+        self._corpora: dict[Split, Corpus] = {}
         self._limits: dict[str, float] = {}
-
-    @cached_property
-    def _place(self) -> Path | None:
-        """The model's folder or GGUF file; None for a hub's name."""
-        given = self.config.model
-        local = given.startswith(("package:", ".", "/", "~")) or given.endswith(".gguf") or Path(given).exists()
-        return locate(given) if local else None
-
-    @property
-    def _is_gguf(self) -> bool:
-        return self._place is not None and self._place.suffix == ".gguf"
-
-    @cached_property
-    def _sizes(self) -> Sizes:
-        if self._is_gguf:
-            return gguf_sizes(cast(Path, self._place))
-        return config_sizes(self._load_config())
 
     def describe(self) -> BackboneDescription:
         """Return sites and sizes from the model's configuration, or a GGUF file's header."""
-        sizes = self._sizes
+        sizes = self._source.sizes
         slim = self.config.dtype == "bf16"
         layers = [int(site.rpartition(".")[2]) + 1 for site in self.config.sites or () if site in self._sites()]
         share = max(layers, default=sizes.layers) / sizes.layers
@@ -150,7 +103,7 @@ class HfLm(Backbone):
             modality="language",
             sites=self._sites(),
             memory_bytes=sizes.parameters * (2 if slim else 4),
-            disk_bytes=self._corpus_bytes() + (sizes.parameters * (2 if slim else 4) if self._is_gguf else 0),
+            disk_bytes=self._corpus_bytes() + (sizes.parameters * (2 if slim else 4) if self._source.is_gguf else 0),
             seconds_per_row=2 * body * share / speed,
             facts={"layers": sizes.layers, "vocabulary": sizes.vocabulary, "parameters": sizes.parameters},
         )
@@ -161,106 +114,43 @@ class HfLm(Backbone):
         return math.ceil(4 * rows * (1 + 2 / self.config.context))
 
     def _sites(self) -> dict[str, int]:
-        return {f"layers.{number}": self._sizes.width for number in range(self._sizes.layers)}
+        return {f"layers.{number}": self._source.sizes.width for number in range(self._source.sizes.layers)}
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the model's files (a hub's name and revision), and of the corpus."""
-        return {"model": self._model_fingerprint, "corpus": self.config.corpus.fingerprint()}
-
-    @cached_property
-    def _model_fingerprint(self) -> dict[str, Json]:
-        if self._place is None:
-            return {"hub": self.config.model, "revision": self.config.revision}
-        if self._place.is_file():
-            return {self._place.name: file_sha256(self._place)}
-        files = sorted(path for path in self._place.iterdir() if path.is_file() and path.suffix in _MODEL_FILES)
-        return {path.name: file_sha256(path) for path in files}
+        return {"model": self._source.fingerprint, "corpus": self.config.corpus.fingerprint()}
 
     def prepare(self, context: Context) -> None:
         """Load the model, and tokenise the corpus once."""
         dtype = _DTYPES.get(self.config.dtype, context.backbone_dtype)
-        source = self._converted(context, dtype)
         self._device = context.device
-        with quiet(), self._explained():
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=self._revision)
-            model = AutoModelForCausalLM.from_pretrained(source, revision=self._revision, dtype=dtype)
-        self._model = cast(nn.Module, model).to(context.device).eval().requires_grad_(False)
+        tokenizer, model = self._source.load(context, dtype)
+        self._model = model.to(context.device).eval().requires_grad_(False)
         self._tokens = Tokens.of(tokenizer, self.config.context, self.config.bos, self.config.skip_first)
-        self._layers = decoder_layers(self._model, self._sizes.layers)
+        self._layers = decoder_layers(self._model, self._source.sizes.layers)
         if self.config.weights == "random":
             randomise(self._model, context.generator)
         self._corpora = self._pack(context)
 
-    @property
-    def _revision(self) -> str:
-        return self.config.revision or "main"
-
-    def _converted(self, context: Context, dtype: torch.dtype) -> str:
-        """Return where transformers can load from; a GGUF file is converted to safetensors once."""
-        if self._place is None:
-            return self.config.model
-        if not self._is_gguf:
-            return str(self._place)
-        identity: dict[str, Json] = {
-            "product": "converted model",
-            "files": self._model_fingerprint,
-            "dtype": str(dtype),
-        }
-        file = self._place
-        return str(context.product(identity, lambda folder: convert_gguf(file, folder, dtype)))
-
-    def _load_config(self) -> Any:
-        with quiet(), self._explained():
-            from transformers import AutoConfig
-
-            return AutoConfig.from_pretrained(str(self._place or self.config.model), revision=self._revision)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"the model {self.config.model!r} cannot be loaded ({str(error).strip().splitlines()[0]}); "
-                "give a hub's name that can be reached, a folder with config.json and weights, or a .gguf file"
-            ) from error
-
-    def _pack(self, context: Context) -> dict[Split, _Corpus]:
+    def _pack(self, context: Context) -> dict[Split, Corpus]:
         config = self.config
         identity: dict[str, Json] = {
             "product": "packed corpus",
-            "tokenizer": self._model_fingerprint,
+            "tokenizer": self._source.fingerprint,
             "corpus": {"config": config.corpus.model_dump(mode="json"), "files": config.corpus.fingerprint()},
             "packing": config.model_dump(include={"context", "max_tokens", "holdout", "bos", "skip_first", "seed"}),
         }
 
         held_out = math.ceil(config.holdout * config.max_tokens)
         goals: dict[Split, int] = {"train": config.max_tokens, "calibration": held_out, "evaluation": held_out}
-
-        def build(folder: Path) -> None:
-            from safetensors.torch import save_file
-
-            packed = pack_documents(
-                config.corpus.documents(),
-                self._tokens.encode,
-                self._tokens.packing,
-                lambda text: split_of_text(text, config.seed, config.holdout),
-                goals,
-                lambda done: context.progress("tokenise", done, sum(goals.values())),
-            )
-            tensors = {
-                f"{split}.{name}": torch.tensor(values, dtype=torch.int32)
-                for split, part in packed.items()
-                for name, values in {"ids": part.ids, "lengths": part.lengths, "kept": part.kept}.items()
-            }
-            save_file(tensors, folder / "corpus.safetensors")
-
-        from safetensors.torch import load_file
-
-        tensors = load_file(context.product(identity, build) / "corpus.safetensors")
-        corpora = {s: _Corpus(tensors[f"{s}.ids"], tensors[f"{s}.lengths"], tensors[f"{s}.kept"]) for s in goals}
+        corpora = packed_corpora(
+            config.corpus,
+            self._tokens,
+            goals,
+            lambda text: split_of_text(text, config.seed, config.holdout),
+            identity,
+            context,
+        )
         empty = [split for split, corpus in corpora.items() if not corpus.rows]
         if empty:
             raise InputError(
@@ -322,61 +212,25 @@ class HfLm(Backbone):
         parts = [TokenBatch(*part) for part in zip(*(torch.split(tensor, size) for tensor in tokens), strict=True)]
         return torch.cat([self._forward_to(part, site) for part in parts])
 
-    @torch.no_grad()
     def _forward_to(self, tokens: TokenBatch, site: str) -> Float[Tensor, "kept d_in"]:
-        rows: list[Tensor] = []
+        return rows_after(self._layer(site), tokens.kept, lambda: self._call(tokens))
 
-        def stop(module: nn.Module, inputs: object, output: Any) -> None:
-            rows.append(_hidden(output)[tokens.kept].to(torch.float32))
-            raise _StopForward
-
-        with _hooked(self._layer(site), stop), contextlib.suppress(_StopForward):
-            self._call(tokens)
-        return rows[0]
-
-    @torch.no_grad()
     def logits(
         self, tokens: TokenBatch, site: str, patch: Patch | None
     ) -> Float[Tensor, "sequences length vocabulary"]:
         """Return fp32 logits; ``patch`` replaces the kept tokens' activations after the site's layer."""
-
-        def replace(module: nn.Module, inputs: object, output: Any) -> Any:
-            if patch is None or not tokens.kept.any():
-                return output
-            hidden = _hidden(output).clone()
-            rows = hidden[tokens.kept].to(torch.float32)
-            new = patch(rows)
-            if new.shape != rows.shape:
-                raise PluginError(f"a patch returned {tuple(new.shape)} for activations {tuple(rows.shape)}")
-            hidden[tokens.kept] = new.to(hidden.dtype)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-        with _hooked(self._layer(site), replace):
-            return cast(Tensor, self._call(tokens).logits.to(torch.float32))
+        output = patched(self._layer(site), tokens.kept, patch, lambda: self._call(tokens))
+        return cast(Tensor, output.logits.to(torch.float32))
 
     def _layer(self, site: str) -> nn.Module:
         if site not in self._sites():
-            raise InputError(f"no site {site!r}; there are layers.0 to layers.{self._sizes.layers - 1}")
+            raise InputError(f"no site {site!r}; there are layers.0 to layers.{self._source.sizes.layers - 1}")
         return self._layers[int(site.rpartition(".")[2])]
 
     def _call(self, tokens: TokenBatch) -> Any:
         if self._model is None:
             raise PluginError("hf_lm: call `prepare` before reading activations")
         return self._model(input_ids=tokens.ids, attention_mask=tokens.attention.to(torch.int64), use_cache=False)
-
-
-def _hidden(output: Any) -> Tensor:
-    """Return the residual stream of a decoder layer's output: a tensor, or a tuple that begins with it."""
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
-
-
-@contextlib.contextmanager
-def _hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = layer.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @hookimpl

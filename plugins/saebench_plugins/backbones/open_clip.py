@@ -18,7 +18,6 @@ from saebench_core import (
     BackboneDescription,
     BackboneSpec,
     Context,
-    ImageSet,
     ImageSource,
     InputError,
     Json,
@@ -28,7 +27,6 @@ from saebench_core import (
     file_sha256,
     hookimpl,
     locate,
-    named_generator,
 )
 from saebench_plugins.backbones._clip_models import (
     HUB,
@@ -48,6 +46,7 @@ from saebench_plugins.backbones._clip_models import (
     vit_sizes,
 )
 from saebench_plugins.backbones._contrastive import Contrastive, load_contrastive
+from saebench_plugins.backbones._split_images import SplitImages, draw_splits
 
 PREFIX: Final = "visual.blocks."
 USED: Final = {"cls": slice(0, 1), "patches": slice(1, None), "all": slice(None)}
@@ -96,8 +95,7 @@ class OpenClipConfig(BackboneConfig):
 @dataclass(frozen=True)
 class _Loaded:
     clip: ClipModel
-    images: ImageSet
-    splits: Mapping[str, Int[Tensor, " images"]]
+    images: SplitImages
     class_texts: Float[Tensor, "classes embed"]
     logit_scale: float
     device: torch.device
@@ -162,7 +160,7 @@ class OpenClip(Backbone):
             InputError: if images or weights cannot be read.
         """
         images, templates = self.config.images.open(), self.config.images.templates
-        splits = self._split(len(images))
+        splits = draw_splits(len(images), self.config.holdout, self.config.seed)
         model = self.config.model
         if isinstance(model, Contrastive):
             clip = load_contrastive(model, images, templates, splits["train"], self._training_key(), context)
@@ -176,7 +174,7 @@ class OpenClip(Backbone):
         texts = encode_classes(clip, captions(images.class_names, templates), context)
         dtype = context.backbone_dtype if self.config.dtype == "auto" else DTYPES[self.config.dtype]
         clip.model.to(dtype)
-        self._state = _Loaded(clip, images, splits, texts, scale, context.device, dtype)
+        self._state = _Loaded(clip, SplitImages(images, splits), texts, scale, context.device, dtype)
 
     def rows_available(self, site: str, split: Split) -> int:
         """Return images times tokens in use."""
@@ -198,24 +196,21 @@ class OpenClip(Backbone):
 
     def image_count(self, split: Split) -> int:
         """Return the number of images of a split."""
-        return len(self._loaded.splits[split])
+        return self._loaded.images.count(split)
 
     def images(self, split: Split, start: int, count: int) -> Float[Tensor, "images channels height width"]:
         """Return preprocessed images, fewer than ``count`` if the split ends."""
         loaded = self._loaded
-        chosen = loaded.splits[split][start : start + count].tolist()
-        if not chosen:
-            raise InputError(f"split {split!r} has {self.image_count(split)} images; none at {start}")
-        return preprocessed(loaded.clip, loaded.images, chosen).to(loaded.device)
+        chosen = loaded.images.chosen(split, start, count)
+        return preprocessed(loaded.clip, loaded.images.everything, chosen).to(loaded.device)
 
     def labels(self, split: Split) -> Int[Tensor, " images"]:
         """Return every image's class, in the split's order."""
-        loaded = self._loaded
-        return torch.tensor(loaded.images.labels, device=loaded.device)[loaded.splits[split].to(loaded.device)]
+        return self._loaded.images.labels(split, self._loaded.device)
 
     def class_names(self) -> Sequence[str]:
         """Return the names of the classes."""
-        return tuple(self._loaded.images.class_names)
+        return tuple(self._loaded.images.everything.class_names)
 
     def read_images(self, images: Tensor, site: str) -> Float[Tensor, "images tokens d_in"]:
         """Return the activations of the tokens in use, fp32; the forward pass ends after the site's block."""
@@ -262,16 +257,6 @@ class OpenClip(Backbone):
         if not site.startswith(PREFIX) or not index.isdecimal() or int(index) >= layers:
             raise InputError(f"site {site!r} does not exist; this model has {PREFIX}0 to {PREFIX}{layers - 1}")
         return int(index)
-
-    def _split(self, count: int) -> dict[str, Int[Tensor, " images"]]:
-        """Cut a seeded permutation: evaluation (two thirds of the held-out images), calibration, train."""
-        held = round(count * self.config.holdout)
-        calibration = held // 3
-        if calibration == 0 or held == count:
-            raise InputError(f"{count} images with holdout {self.config.holdout} leave a split empty; give more images")
-        order = torch.randperm(count, generator=named_generator(self.config.seed, "image splits"), device="cpu")
-        evaluation = held - calibration
-        return {"evaluation": order[:evaluation], "calibration": order[evaluation:held], "train": order[held:]}
 
     def _training_key(self) -> dict[str, Json]:
         """Return what a model that is trained here depends on beside its own settings."""

@@ -1,0 +1,74 @@
+"""Forward passes of a language model that are read, or patched, after one decoder layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from saebench_core import Patch, PluginError
+
+__all__ = ["patched", "rows_after"]
+
+
+class _StopForward(Exception):
+    """Leaves a forward pass at the site; nothing after it is computed."""
+
+
+@torch.no_grad()
+def rows_after(
+    layer: nn.Module, kept: Bool[Tensor, "sequences length"], forward: Callable[[], object]
+) -> Float[Tensor, "kept d_in"]:
+    """Return the kept tokens' activations after a layer, fp32; the forward pass ends there."""
+    rows: list[Tensor] = []
+
+    def stop(module: nn.Module, inputs: object, output: Any) -> None:
+        rows.append(_hidden(output)[kept].to(torch.float32))
+        raise _StopForward
+
+    with _hooked(layer, stop), contextlib.suppress(_StopForward):
+        forward()
+    return rows[0]
+
+
+@torch.no_grad()
+def patched(
+    layer: nn.Module, kept: Bool[Tensor, "sequences length"], patch: Patch | None, forward: Callable[[], Any]
+) -> Any:
+    """Return what a forward pass returns while ``patch`` replaces the kept tokens' activations after a layer.
+
+    Raises:
+        PluginError: if the patch returns another shape than it was given.
+    """
+
+    def replace(module: nn.Module, inputs: object, output: Any) -> Any:
+        if patch is None or not kept.any():
+            return output
+        hidden = _hidden(output).clone()
+        rows = hidden[kept].to(torch.float32)
+        new = patch(rows)
+        if new.shape != rows.shape:
+            raise PluginError(f"a patch returned {tuple(new.shape)} for activations {tuple(rows.shape)}")
+        hidden[kept] = new.to(hidden.dtype)
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    with _hooked(layer, replace):
+        return forward()
+
+
+def _hidden(output: Any) -> Tensor:
+    """Return the residual stream of a decoder layer's output: a tensor, or a tuple that begins with it."""
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
+@contextlib.contextmanager
+def _hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, final
@@ -15,15 +14,14 @@ from saebench_core._version import __version__
 from saebench_core.errors import InputError
 from saebench_core.kernels import Codes, PreActivations, Screen, Selection, decode, encode_at
 from saebench_core.objectives import Step
-from saebench_core.rules import Gated, JumpReLU, ReLU, Role, Rule, TensorInfo, TopK
+from saebench_core.rules import Role, Rule, TensorInfo
+from saebench_core.sae_files import inference_rule, read_config, read_tensors, write_sae
 
 __all__ = ["Centring", "SparseAutoencoder", "inference_rule", "read_config"]
 
 Centring = Literal["b_dec", "fixed", "none"]
 """What is subtracted before encoding: ``b_dec``, a vector that is not trained, or nothing."""
 
-WEIGHTS_FILE: Final = "sae_weights.safetensors"
-CONFIG_FILE: Final = "cfg.json"
 _CHUNK_ENTRIES = 1 << 25
 _BASE: dict[str, TensorInfo] = {
     "W_enc": TensorInfo("encoder", ("d_in", "d_sae"), scales=False),
@@ -249,28 +247,18 @@ class SparseAutoencoder:
             path: folder, made if it is missing.
             metadata: kept under ``metadata`` in the configuration.
         """
-        from safetensors.torch import save_file
-
         if self.centring == "fixed":
             raise InputError("fold the SAE before saving it: a fixed centre has no place in the file format")
-        path.mkdir(parents=True, exist_ok=True)
         export = self.rule.export(self.tensors)
-        tensors = {name: self.tensors[name] for name in base_tensors(self.rule)} | dict(export.tensors)
         config = {
             "architecture": export.architecture,
             "d_in": self.d_in,
             "d_sae": self.d_sae,
-            "dtype": "float32",
-            "device": "cpu",
             "apply_b_dec_to_input": self.centring == "b_dec",
-            "normalize_activations": "none",
-            "reshape_activations": "none",
             **export.config,
             "metadata": {"saebench_version": __version__, **metadata},
         }
-        stored = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in tensors.items()}
-        save_file(stored, path / WEIGHTS_FILE)
-        (path / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_sae(path, config, {name: self.tensors[name] for name in base_tensors(self.rule)} | dict(export.tensors))
 
     @classmethod
     def load(cls, path: Path, rule: Rule | None = None, device: str = "cpu") -> SparseAutoencoder:
@@ -284,69 +272,7 @@ class SparseAutoencoder:
         Raises:
             InputError: if a file is missing or damaged, or the architecture needs a plugin's rule.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         config = read_config(path)
-        try:
-            stored = load_file(path / WEIGHTS_FILE, device=device)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{path}: no SAE here: {WEIGHTS_FILE} cannot be read ({error})") from error
-        tensors = {name: tensor.to(torch.float32) for name, tensor in stored.items()}
-        if "W_enc" in tensors and tensors["W_enc"].ndim == 2:
-            tensors["W_enc"] = tensors["W_enc"].T.contiguous().T
-        _refuse_unfolded(config, tensors, path)
+        tensors = read_tensors(path, config, device)
         centring: Centring = "b_dec" if config.get("apply_b_dec_to_input", True) else "none"
         return cls(tensors, rule or inference_rule(config), centring)
-
-
-def _refuse_unfolded(config: Mapping[str, Any], tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse settings that change the function and are not in the tensors; SAELens folds them when it saves to share.
-
-    Raises:
-        InputError: if activations are scaled, or codes are rescaled by decoder norms that are not one.
-    """
-    scaled = config.get("normalize_activations", "none")
-    if scaled not in (None, "none"):
-        raise InputError(f"{path}: normalize_activations is {scaled!r}; fold it into the weights first")
-    rescaled = config.get("rescale_acts_by_decoder_norm", False) and "W_dec" in tensors
-    if rescaled and bool((tensors["W_dec"].norm(dim=1) - 1).abs().max() > 1e-3):
-        raise InputError(
-            f"{path}: codes are rescaled by decoder norms that are not one; fold them into the weights first"
-        )
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the parsed ``cfg.json`` of a saved SAE.
-
-    Raises:
-        InputError: if it is missing or no JSON object.
-    """
-    try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: no SAE here: {CONFIG_FILE} cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path / CONFIG_FILE}: expected a JSON object")
-    return config
-
-
-def inference_rule(config: Mapping[str, Any]) -> Rule:
-    """Return the rule of a saved configuration's architecture.
-
-    Raises:
-        InputError: if the architecture is not one of the common ones, or a key of it is missing.
-    """
-    architecture = config.get("architecture")
-    if architecture == "standard":
-        return ReLU()
-    if architecture == "jumprelu":
-        return JumpReLU()
-    if architecture == "gated":
-        return Gated()
-    if architecture == "topk":
-        if "k" not in config:
-            raise InputError("the configuration of a topk SAE needs the key 'k'")
-        return TopK(int(config["k"]))
-    known = "gated, jumprelu, standard, topk"
-    raise InputError(f"architecture {architecture!r} needs a plugin's rule; known here: {known}")

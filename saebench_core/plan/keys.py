@@ -38,15 +38,15 @@ _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
         "tasks/score.py",
     ),
     "load": (
-        "activations", "formats", "kernels", "rules", "sae.py", "interfaces/loaded.py",
+        "activations", "formats", "kernels", "rules", "sae.py", "sae_files.py", "interfaces/loaded.py",
         "training/certificate.py", "tasks/load.py",
     ),
     "train": (
-        "activations", "kernels", "rules", "objectives", "sae.py", "randomness.py",
+        "activations", "kernels", "rules", "objectives", "sae.py", "sae_files.py", "randomness.py",
         "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/finish.py",
         "tasks/references.py",
     ),
-    "score": ("kernels", "rules", "sae.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
+    "score": ("kernels", "rules", "sae.py", "sae_files.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
 }  # fmt: skip
 """Core modules, and folders of them, that shape a product; an edit of one makes its products anew."""
 

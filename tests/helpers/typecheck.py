@@ -11,6 +11,7 @@ TENSOR_MODULES = (
     "saebench_core.rules",
     "saebench_core.objectives",
     "saebench_core.sae",
+    "saebench_core.sae_files",
     "saebench_core.formats",
     "saebench_core.randomness",
     "saebench_core.activations",

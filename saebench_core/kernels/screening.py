@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saebench_core.kernels.largest import largest, largest_of_rows, topk_mask
 from saebench_core.kernels.products import DENSE_SHARE, sampled_product
 from saebench_core.kernels.selection import Selected, Selection, select_mask
 
@@ -28,8 +29,13 @@ Screen = Literal["bf16", "fp32"]
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _HALF_ULP: Final = {"bf16": 2.0**-8 * 1.01, "fp32": 2.0**-24 * 1.01}
-_CHUNK_BYTES: Final = 1 << 24
-_GROUPS: Final = (16, 8, 4, 2, 1)
+_CHUNK_BYTES: Final = 1 << 22
+"""A part of the product that stays in a cache while it is looked through, ..."""
+_CHUNK_ROWS: Final = 512
+"""... but of so many rows at least, or the product itself becomes slow."""
+_GROUPS: Final = (64, 32, 16, 8, 4, 2, 1)
+_FINEST: Final = 16
+"""Latents in a group whose largest value is kept; divides the padded number of latents."""
 _SAMPLE_ROWS: Final = 128
 _CAST_ROWS: Final = 1024
 
@@ -93,14 +99,14 @@ class _Candidates(NamedTuple):
     Attributes:
         rows: in the whole batch.
         cols: latents.
-        surely: lower bound of each entry's true value.
-        perhaps: upper bound.
+        values: as they were screened.
+        margins: bound of each value's error before the result was rounded.
     """
 
     rows: Tensor
     cols: Tensor
-    surely: Tensor
-    perhaps: Tensor
+    values: Tensor
+    margins: Tensor
 
 
 @final
@@ -134,7 +140,7 @@ class PreActivations:
 
     def parts(self) -> Iterator[Float[Tensor, "part d_sae"]]:
         """Yield dense fp32 pre-activations, some rows at a time."""
-        for rows in torch.split(self.centred, max(1, _CHUNK_BYTES // (4 * self.d_sae))):
+        for rows in torch.split(self.centred, _part_rows(4 * self.d_sae)):
             yield torch.addmm(self.bias, rows, self.weight)
 
     def above(self, threshold: Tensor | float) -> Selected:
@@ -142,41 +148,44 @@ class PreActivations:
         if self.dense:
             return self._joined([select_mask(pre, pre > threshold) for pre in self.parts()])
         screened = _Screened.of(self.centred, self.weight, self.bias - threshold, self.screen)
-        selected = self._recomputed([screened.candidates(part, 0.0) for part in screened.parts(_GROUPS[0])])
+        selected = self._recomputed([screened.candidates(part, 0.0) for part in screened.parts(_FINEST)])
         limit = threshold[selected.selection.cols] if isinstance(threshold, Tensor) and threshold.ndim else threshold
         return selected.where(selected.pre > limit)
 
     def row_topk(self, k: int) -> Selected:
         """Select the k largest entries of every row."""
         if k > DENSE_SHARE * self.d_sae:
-            return self._joined([select_mask(pre, _topk_mask(pre, k)) for pre in self.parts()])
+            return self._joined([select_mask(pre, topk_mask(pre, k)) for pre in self.parts()])
         screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
-        group = next(size for size in _GROUPS if size * 4 * k <= self.d_sae or size == 1)
+        coarse = screened.coarsest(4 * k)
+        fine = min(coarse, _FINEST)
         found = []
-        for part in screened.parts(group):
-            least = part.tops.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        for part in screened.parts(fine):
+            # k groups reach the k-th largest of their maxima, so k entries do
+            tops = part.tops.view(part.tops.shape[0], coarse // fine, -1).amax(1)
+            least = tops.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
             found.append(screened.candidates(part, screened.lowest(least) - part.margins))
-        return _largest_of_rows(self._recomputed(found), k)
+        return largest_of_rows(self._recomputed(found), k)
 
     def batch_topk(self, count: int) -> Selected:
         """Select the ``count`` largest positive entries of the batch, fewer if there are fewer; ties are all kept."""
         if count == 0:
             return self._recomputed([])
         if count > DENSE_SHARE * self.d_sae * self.n_rows:
-            return _largest(self._joined([select_mask(pre, pre > 0) for pre in self.parts()]), count)
+            return largest(self._joined([select_mask(pre, pre > 0) for pre in self.parts()]), count)
         screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
         least = screened.guess(count / self.n_rows)
         while True:
-            found = [screened.candidates(part, least) for part in screened.parts(_GROUPS[0])]
-            surely = torch.cat([candidates.surely for candidates in found])
+            found = [screened.candidates(part, least) for part in screened.parts(_FINEST)]
+            surely = torch.cat([screened.surely(candidates) for candidates in found])
             sure = float(surely.topk(count, sorted=False).values.min()) if surely.numel() >= count else 0.0
             if sure >= least or least <= 0:  # nothing below `least` can be among the largest
                 break
             least = max(0.0, sure)
-        kept = [candidates.perhaps >= sure for candidates in found]
+        kept = [screened.perhaps(candidates) >= sure for candidates in found]
         found = [_Candidates(*(column[keep] for column in part)) for part, keep in zip(found, kept, strict=True)]
         selected = self._recomputed(found)
-        return _largest(selected.where(selected.pre > 0), count)
+        return largest(selected.where(selected.pre > 0), count)
 
     def _joined(self, parts: Sequence[Selected]) -> Selected:
         """Join selections of consecutive rows."""
@@ -218,7 +227,7 @@ class _Screened:
     def of(cls, centred: Tensor, weight: Tensor, bias: Tensor, screen: Screen) -> _Screened:
         """Round the factors, and bound what that does to any product."""
         dtype, d_sae = _DTYPES[screen], weight.shape[1]
-        latents, largest, cut_off = _shortened(weight.T, dtype, -(-d_sae // _GROUPS[0]) * _GROUPS[0])
+        latents, largest, cut_off = _shortened(weight.T, dtype, -(-d_sae // _FINEST) * _FINEST)
         padded = torch.full_like(latents[:, 0], -torch.inf)
         padded[:d_sae] = bias
         rows = centred.to(dtype)
@@ -230,11 +239,16 @@ class _Screened:
     def parts(self, group: int) -> Iterator[_Part]:
         """Yield the product, some rows at a time, with the largest value of every group of latents."""
         width = self.latents.shape[0]
-        size = max(1, _CHUNK_BYTES // (self.rows.element_size() * width))
+        size = _part_rows(self.rows.element_size() * width)
         for first in range(0, self.rows.shape[0], size):
             values = torch.nn.functional.linear(self.rows[first : first + size], self.latents, self.bias)
             tops = values.view(-1, group, width // group).amax(1).float()
             yield _Part(first, values, tops, self.margins[first : first + size])
+
+    def coarsest(self, count: int) -> int:
+        """Return the largest size of groups of which there are so many."""
+        width = self.latents.shape[0]
+        return next((size for size in _GROUPS if width % size == 0 and width // size >= count), 1)
 
     def lowest(self, values: Tensor) -> Tensor:
         """Return the smallest number that may have been rounded to these values."""
@@ -253,14 +267,21 @@ class _Screened:
         which = torch.div(inside, grouped.shape[1], rounding_mode="floor")
         rows, cols = rows[which], groups[which] + (inside - which * grouped.shape[1]) * n_groups
         values, margins = values.view(-1)[inside], part.margins[rows, 0]
-        surely, perhaps = self.lowest(values) - margins, values + self.unit * values.abs() + margins
-        return _Candidates(rows + part.first, cols, surely, perhaps)
+        return _Candidates(rows + part.first, cols, values, margins)
+
+    def surely(self, found: _Candidates) -> Tensor:
+        """Return lower bounds of the candidates' true values."""
+        return self.lowest(found.values) - found.margins
+
+    def perhaps(self, found: _Candidates) -> Tensor:
+        """Return upper bounds of the candidates' true values."""
+        return found.values + self.unit * found.values.abs() + found.margins
 
     def guess(self, per_row: float) -> float:
         """Guess, from a few rows, a number that the entries of a selection exceed; zero if unsure."""
         stride = max(1, self.rows.shape[0] // _SAMPLE_ROWS)
         sample = replace(self, rows=self.rows[::stride].contiguous(), margins=self.margins[::stride].contiguous())
-        tops = torch.cat([part.tops.flatten() for part in sample.parts(_GROUPS[0])])
+        tops = torch.cat([part.tops.flatten() for part in sample.parts(_FINEST)])
         expected = per_row * sample.rows.shape[0]
         rank = int(1.05 * expected + 6 * expected**0.5 + 8)
         if rank >= tops.numel():
@@ -281,30 +302,6 @@ def _shortened(latents: Tensor, dtype: torch.dtype, padded: int) -> tuple[Tensor
     return short, torch.stack(norms).amax(), torch.stack(rest).amax()
 
 
-def _topk_mask(pre: Tensor, k: int) -> Tensor:
-    mask = torch.zeros_like(pre, dtype=torch.bool)
-    return mask.scatter_(1, pre.topk(k, dim=1, sorted=False).indices, True)
-
-
-def _largest(found: Selected, count: int) -> Selected:
-    """Return the entries not below the ``count``-th largest."""
-    if found.pre.numel() <= count:
-        return found
-    return found.where(found.pre >= found.pre.topk(count, sorted=False).values.min())
-
-
-def _largest_of_rows(found: Selected, k: int) -> Selected:
-    """Return the k largest entries of each row."""
-    selection = found.selection
-    kept = torch.zeros_like(found.pre, dtype=torch.bool)
-    widest = int(selection.bounds.diff().max()) if selection.n_rows else 0
-    size = max(1, _CHUNK_BYTES // (4 * max(1, widest)))
-    for first in range(0, selection.n_rows, size):
-        bounds = selection.bounds[first : first + size + 1]
-        entries = torch.arange(int(bounds[0]), int(bounds[-1]), device=kept.device)
-        rows = selection.rows[entries] - first
-        padded = found.pre.new_full((bounds.numel() - 1, widest), -torch.inf)
-        padded[rows, entries - bounds[rows]] = found.pre[entries]
-        best = padded.topk(min(k, widest), dim=1, sorted=False).indices + bounds[:-1, None]
-        kept[best[best < bounds[1:, None]]] = True
-    return found.where(kept)
+def _part_rows(bytes_a_row: int) -> int:
+    """Return how many rows are looked through at a time."""
+    return max(_CHUNK_ROWS, _CHUNK_BYTES // bytes_a_row)

@@ -106,13 +106,31 @@ def test_above_is_strict_for_one_threshold_and_for_one_a_latent(way, size, kind,
     check_values(found, pre)
 
 
+@ways
+@pytest.mark.usefixtures("sparse")
+@pytest.mark.parametrize("k", [1, 6, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_row_topk_of_wide_rows_equals_an_exact_sort(way, k, kind):
+    pre = matrix(40, 2048, kind)  # in groups of 64, 64 and 8
+    found = given_pre(pre, **WAYS[way]).row_topk(k)
+    kept = pre[kept_mask(found)].view(40, k)
+    assert torch.equal(kept.sort(1, descending=True).values, pre.topk(k, dim=1).values)
+    check_values(found, pre)
+
+
+def in_parts(monkeypatch, size):
+    """Look through parts of so many bytes, however few rows that is."""
+    monkeypatch.setattr(screening, "_CHUNK_BYTES", size)
+    monkeypatch.setattr(screening, "_CHUNK_ROWS", 1)
+
+
 @pytest.mark.parametrize("how", ["row_topk", "batch_topk", "above"])
 def test_formats_and_cuts_into_parts_change_no_bit(how, monkeypatch):
     x, weight, bias = normal(300, 48), normal(700, 48, seed=1).T, normal(700, seed=2)
     argument = {"row_topk": 9, "batch_topk": 2_700, "above": 12.0}[how]
     results = []
     for screen, chunk in [("bf16", 1 << 24), ("fp32", 1 << 24), ("bf16", 1 << 14), ("fp32", 1 << 15)]:
-        monkeypatch.setattr(screening, "_CHUNK_BYTES", chunk)
+        in_parts(monkeypatch, chunk)
         found = getattr(PreActivations(x, weight, bias, screen), how)(argument)
         order = torch.argsort(found.selection.rows * 700 + found.selection.cols)
         results.append((found.selection.rows[order], found.selection.cols[order], found.pre[order]))
@@ -155,7 +173,7 @@ def test_a_screen_without_margins_would_miss_entries(monkeypatch):
 
 def test_memory_stays_within_parts(monkeypatch):
     """No tensor of batch x d_sae is made: the largest is one part's."""
-    monkeypatch.setattr(screening, "_CHUNK_BYTES", 1 << 16)
+    in_parts(monkeypatch, 1 << 16)
     largest = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -16,10 +16,11 @@ from saebench_core.errors import InputError
 from saebench_core.plan import core_digest
 from saebench_core.results import Journal
 from saebench_core.store import DONE, Store, canonical_json
+from saebench_core.training.checkpoints import FOLDER as CHECKPOINTS
 
 __all__ = ["Needs", "Place", "Removal", "known_registries", "needs_of", "places", "remove", "unneeded"]
 
-State = Literal["complete", "draft", "remains"]
+State = Literal["complete", "draft", "remains", "checkpoint"]
 KINDS: Final = frozenset({"activations", "statistics", "metric", "derived", "sae", "score"})
 """Kinds that registries are known to need or not to need; any other is left alone."""
 
@@ -27,7 +28,7 @@ KINDS: Final = frozenset({"activations", "statistics", "metric", "derived", "sae
 @final
 @dataclass(frozen=True)
 class Place:
-    """A folder in the store.
+    """A folder in the store, or the checkpoint of an SAE beside it.
 
     Attributes:
         kind: of the product.
@@ -35,7 +36,7 @@ class Place:
         path: the folder.
         bytes: size of its files.
         state: ``complete``; ``draft``: being built, or left by a process that died; ``remains``: of a removal that was
-            interrupted.
+            interrupted; ``checkpoint``: of a training that is not finished.
     """
 
     kind: str
@@ -46,7 +47,7 @@ class Place:
 
 
 def places(store: Store) -> Iterator[Place]:
-    """Yield every product, draft and remainder of a store."""
+    """Yield every product, draft and remainder of a store, and the checkpoints beside it."""
     for path in sorted(store.root.glob("[!.]*/*/*/")):
         kind, name = path.parent.parent.name, path.name
         if name.startswith("."):
@@ -54,6 +55,8 @@ def places(store: Store) -> Iterator[Place]:
                 yield Place(kind, name.split(".")[1], path, _size(path), "draft")
         else:
             yield Place(kind, name, path, _size(path), "complete" if (path / DONE).is_file() else "remains")
+    for path in sorted((store.root.parent / CHECKPOINTS).glob("*/")):
+        yield Place("sae", path.name, path, _size(path), "checkpoint")
 
 
 def _size(folder: Path) -> int:
@@ -155,8 +158,14 @@ def known_registries(workdir: Path, catalog: Catalog, named: Sequence[Opened] = 
 
 
 def unneeded(store: Store, needs: Needs) -> list[Place]:
-    """Return what is not needed: products, drafts of processes that died, and remains."""
-    return [place for place in places(store) if place.state != "complete" or not needs.cover(place)]
+    """Return what is not needed: products, checkpoints, drafts of processes that died, and remains."""
+
+    def needed(place: Place) -> bool:
+        if place.state == "checkpoint":  # of an SAE that is published it is a leftover
+            return needs.cover(place) and not store.has(place.kind, place.key)
+        return place.state == "complete" and needs.cover(place)
+
+    return [place for place in places(store) if not needed(place)]
 
 
 @final
@@ -185,7 +194,7 @@ def remove(store: Store, found: Iterable[Place], act: bool = True) -> Removal:
             (removed if free else held).append(place)
             if not free or not act:
                 continue
-            if place.state == "draft":
+            if place.state in ("draft", "checkpoint"):
                 shutil.rmtree(place.path, ignore_errors=True)
             else:
                 store.remove(place.kind, place.key)

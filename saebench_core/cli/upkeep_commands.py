@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def du(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
-    """Say what the store holds, by kind of product, and how much room is left on its disk."""
+    """Say what the store holds, by kind of product, what is unfinished, and how much room is left on its disk."""
     from saebench_core.store import Store
     from saebench_core.upkeep import places
 
@@ -43,7 +43,7 @@ def du(workdir: Workdir = DEFAULT_WORKDIR, as_json: Json = False) -> None:
         typer.echo(json.dumps(document, indent=2, sort_keys=True))
         return
     _table(kinds, rest)
-    typer.echo(f"{_size(total)} in {folder / 'store'}, {_size(free)} free on its disk")
+    typer.echo(f"{_size(total)} in products and checkpoints of {folder}, {_size(free)} free on its disk")
 
 
 def gc(

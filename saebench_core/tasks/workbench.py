@@ -20,7 +20,7 @@ from saebench_core.randomness import named_generator
 from saebench_core.registry import Entry
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.store import Store
-from saebench_core.training.checkpoints import Checkpoints
+from saebench_core.training.checkpoints import FOLDER, Checkpoints
 
 __all__ = ["PluginContext", "ScoringContext", "Workbench", "pick_device", "pick_dtype"]
 
@@ -83,7 +83,7 @@ class Workbench:
 
     def checkpoints(self, keys: Mapping[str, str]) -> Checkpoints:
         """Return what keeps SAEs in training, by the keys of their products."""
-        return Checkpoints(self.store.root.parent / "checkpoints", keys, self.checkpoint_seconds)
+        return Checkpoints(self.store.root.parent / FOLDER, keys, self.checkpoint_seconds)
 
     def load_sae(self, folder: Path) -> SparseAutoencoder:
         """Return a saved SAE on the device; its rule may be a plugin's."""

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from saebench_core.store import file_sha256
 
-__all__ = ["Checkpoints", "Kept", "NoCheckpoints"]
+__all__ = ["FOLDER", "Checkpoints", "Kept", "NoCheckpoints"]
+
+FOLDER: Final = "checkpoints"
+"""Folder of a workdir in which the trainings that are not finished lie, by the keys of their products."""
 
 _TENSORS: Final = "state.safetensors"
 _PLAIN: Final = "state.json"

@@ -31,11 +31,13 @@ class BatchStream(Protocol):
         total: rows of the whole training.
         batch_size: rows a batch.
         order_sha256: hash over the row numbers of all batches given or passed over so far.
+        kept_rows: rows that windows of a streamed source were found to have; to know them saves reading them again.
     """
 
     total: int
     batch_size: int
     order_sha256: str
+    kept_rows: dict[int, int]
 
     def batches(self, start: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Yield the batches from number ``start`` on."""
@@ -156,6 +158,7 @@ class _Group:
         self.trainees = trainees
         self.steps = stream.total // stream.batch_size
         self.rows = stream.batch_size
+        self.kept_rows = stream.kept_rows
         self.heldout = heldout
         self.keeper = keeper
         self.curves = {name: Curve() for name in trainees}
@@ -169,6 +172,7 @@ class _Group:
             if kept is not None:
                 trainee.load_state(kept.tensors, kept.plain["trainee"])
                 self.curves[name] = Curve.from_state(kept.plain["curve"])
+                self.kept_rows.update({int(window): int(rows) for window, rows in kept.plain["kept_rows"]})
                 self.done[name] = kept.step
             elif trainee.constraint.trains:
                 self._note_drift(name, 0)
@@ -190,12 +194,12 @@ class _Group:
 
     def keep(self) -> None:
         """Write a checkpoint of every SAE that is still in the group."""
+        kept_rows = [list(pair) for pair in self.kept_rows.copy().items()]  # a thread that reads ahead adds to it
         for name, trainee in self.trainees.items():
             if name not in self.failures and trainee.constraint.trains:
                 tensors, plain = trainee.state()
-                self.keeper.save(
-                    name, Kept(self.done[name], tensors, {"trainee": plain, "curve": self.curves[name].state()})
-                )
+                state = {"trainee": plain, "curve": self.curves[name].state(), "kept_rows": kept_rows}
+                self.keeper.save(name, Kept(self.done[name], tensors, state))
 
     def _note_drift(self, name: str, done: int) -> None:
         trainee = self.trainees[name]

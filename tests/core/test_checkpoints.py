@@ -8,10 +8,12 @@ import shutil
 import pytest
 import torch
 
+from saebench_core.activations import ShuffledRows
 from saebench_core.training.checkpoints import Checkpoints, Kept
 from saebench_core.training.loop import train_group
 from tests.helpers.training import (
     BATCH,
+    MemoryReader,
     activations,
     bits,
     make_trainee,
@@ -52,11 +54,7 @@ def keeper_of(root, names, every=5):
 
 
 def train(trainees, keeper=None, until=None):
-    def progress(label, done, total):
-        if done == until:
-            raise Killed
-
-    return train_group(trainees, stream(X, settings(STEPS), 0), 1.0, X[:100], progress, "test", keeper)
+    return train_group(trainees, stream(X, settings(STEPS), 0), 1.0, X[:100], stop_at(until), "test", keeper)
 
 
 def timeless(curve):
@@ -137,6 +135,43 @@ def test_a_finished_training_leaves_no_checkpoint_once_it_is_discarded(tmp_path)
     assert list(tmp_path.iterdir())
     keeper.discard("topk/trained")
     assert not list(tmp_path.iterdir())
+
+
+class LeavesOut(MemoryReader):
+    """A streamed source that leaves out rows, and counts the windows that are read."""
+
+    reads = 0
+
+    def span(self, first, count):
+        self.reads += 1
+        for part in super().span(first, count):
+            yield part[part[:, 0] > -0.1]
+
+
+def test_windows_whose_rows_were_counted_are_not_read_again(tmp_path):
+    names, x = [("topk", "trained")], activations(4000)
+
+    def run(reader, until=None):
+        rows = ShuffledRows(reader, x.shape[0], STEPS * BATCH, BATCH, 0, "source", 5 * BATCH)
+        progress = (lambda label, done, total: None) if until is None else stop_at(until)
+        return train_group(trainees_of(names), rows, 1.0, x[:100], progress, "test", keeper_of(tmp_path, names, 3))
+
+    with pytest.raises(Killed):
+        run(LeavesOut(x), 21)
+    counts = dict(keeper_of(tmp_path, names).load("topk/trained").plain["kept_rows"])
+    assert len(counts) >= 10
+    again = LeavesOut(x)
+    run(again)
+    unread, left = len(counts) - 3, 5  # windows before the two in use, and those still to come
+    assert again.reads <= left < unread
+
+
+def stop_at(until):
+    def progress(label, done, total):
+        if done == until:
+            raise Killed
+
+    return progress
 
 
 def kept(step, value=1.0):

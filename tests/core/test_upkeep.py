@@ -150,6 +150,24 @@ def test_drafts_and_remains_are_removed_and_drafts_at_work_are_not(folder):
     assert [row["key"] for row in gc(folder, "--delete")["products"]] == ["beef"]
 
 
+def test_checkpoints_are_kept_while_their_sae_is_wanted_and_not_there(folder):
+    store = store_of(folder)
+    saes = {name: sorted(key for kind, key in wanted(folder, name) if kind == "sae")
+            for name in ("longer.yaml", "registry.yaml")}  # fmt: skip
+    published, missing, gone = *saes["longer.yaml"][:2], saes["registry.yaml"][0]
+    store.remove("sae", missing)
+    places_of = {key: folder / ".saebench" / "checkpoints" / key for key in (published, gone, missing, "stranger")}
+    for path in places_of.values():
+        (path / "step-000000003").mkdir(parents=True)
+        (path / "step-000000003" / "state.safetensors").write_bytes(bytes(UNIT))
+    assert json.loads(call("du", "--json", cwd=folder).out)["unfinished"] == {"count": 4, "bytes": 4 * UNIT}
+    document = gc(folder, "longer.yaml", "--delete")
+    told = {row["key"] for row in document["products"] if row["state"] == "checkpoint"}
+    assert told == {published, gone, "stranger"}
+    assert {key for key, path in places_of.items() if path.exists()} == {missing}
+    assert store.has("sae", published)
+
+
 def test_a_product_that_is_being_built_is_left(folder):
     store = store_of(folder)
     needs = needs_of([open_registry(str(folder / "longer.yaml"), folder / ".saebench")])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import cast, final, get_args
+from typing import Any, cast, final, get_args
 
 from saebench_core.catalog.plugin import LoadFailure, Plugin
 from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.architecture import ArchitectureSpec, Shape
 from saebench_core.interfaces.entry import Kind
+from saebench_core.rules import Rule
 from saebench_core.sae import SparseAutoencoder, inference_rule, read_config
 
 __all__ = ["Catalog"]
@@ -57,21 +58,30 @@ class Catalog:
             message += f"; plugins that failed to load: {failed}"
         return message
 
-    def load_sae(self, path: Path, device: str = "cpu") -> SparseAutoencoder:
-        """Read a saved SAE; its rule comes from the format, or from the architecture plugin that wrote it.
+    def rule_of(self, config: Mapping[str, Any]) -> Rule:
+        """Return the selection rule of a saved SAE: the format's, or that of the architecture plugin that wrote it.
+
+        Args:
+            config: the SAE's parsed ``cfg.json``.
 
         Raises:
             InputError: if nothing installed knows the architecture.
         """
-        config = read_config(path)
         try:
-            rule = inference_rule(config)
+            return inference_rule(config)
         except InputError:
             stored = config.get("metadata", {}).get("architecture")
             if not isinstance(stored, dict):
                 raise
-            plugin = self.get("architecture", str(stored.get("type")))
-            entry = plugin.spec.config.model_validate(stored)
-            shape = Shape(int(config["d_in"]), int(config["d_sae"]), float(config["metadata"]["l0"]))
-            rule = cast(ArchitectureSpec, plugin.spec).build(entry).recipe(shape).rule
-        return SparseAutoencoder.load(path, rule, device)
+        plugin = self.get("architecture", str(stored.get("type")))
+        entry = plugin.spec.config.model_validate(stored)
+        shape = Shape(int(config["d_in"]), int(config["d_sae"]), float(config["metadata"]["l0"]))
+        return cast(ArchitectureSpec, plugin.spec).build(entry).recipe(shape).rule
+
+    def load_sae(self, path: Path, device: str = "cpu") -> SparseAutoencoder:
+        """Read a saved SAE, with the rule that `rule_of` gives.
+
+        Raises:
+            InputError: if nothing installed knows the architecture.
+        """
+        return SparseAutoencoder.load(path, self.rule_of(read_config(path)), device)

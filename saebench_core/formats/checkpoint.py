@@ -45,6 +45,7 @@ class Facts:
         k: active latents a row that it was trained for.
         tokens: training budget in rows of activations.
         notes: what was folded into the weights.
+        plugin: entry of the architecture plugin whose rule it has; None where the rule is the format's own.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Facts:
     k: float | None = None
     tokens: int | None = None
     notes: tuple[str, ...] = ()
+    plugin: Mapping[str, Any] | None = None
 
 
 @final

@@ -32,6 +32,7 @@ __all__ = ["NAME", "WEIGHTS", "read"]
 NAME: Final = "saelens"
 WEIGHTS: Final = "sae_weights.safetensors"
 _BATCH: Final = ("batchtopk", "matryoshka_batchtopk")
+_KNOWN: Final = ("gated", "jumprelu", "standard", "topk")
 _ACTIVATIONS: Final = ("relu", "topk")
 _RENAMED: Final = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
 
@@ -58,7 +59,9 @@ def read(weights: Path, rule_of: Callable[[Mapping[str, Any]], Rule] = inference
     tensors = _rescaled(tensors, config, notes)
     tensors = _thresholds(tensors, weights)
     sae = assemble(weights, tensors, rule, "b_dec" if config["apply_b_dec_to_input"] else "none")
-    return Checkpoint(sae, _facts(config, weights, tuple(notes)))
+    stored = config["metadata"]["architecture"]
+    strange = config["architecture"] not in (*_BATCH, *_KNOWN) and isinstance(stored, dict)
+    return Checkpoint(sae, _facts(config, weights, tuple(notes), stored if strange else None))
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _rule(config: Mapping[str, Any], weights: Path, rule_of: Callable[[Mapping[s
     try:
         return rule_of(config)
     except InputError as error:
-        known = "batchtopk, gated, jumprelu, matryoshka_batchtopk, standard, topk"
+        known = ", ".join(sorted((*_BATCH, *_KNOWN)))
         raise InputError(f"{weights}: {error} (in this format: {known})") from error
 
 
@@ -150,7 +153,7 @@ def _thresholds(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, Tenso
     return found
 
 
-def _facts(config: Mapping[str, Any], weights: Path, notes: tuple[str, ...]) -> Facts:
+def _facts(config: Mapping[str, Any], weights: Path, notes: tuple[str, ...], plugin: Mapping[str, Any] | None) -> Facts:
     metadata = config["metadata"]
     details = metadata.get("training_architecture_details") or {}
     k = next((value for value in (config.get("k"), details.get("k"), metadata.get("l0")) if value), None)
@@ -164,6 +167,7 @@ def _facts(config: Mapping[str, Any], weights: Path, notes: tuple[str, ...]) -> 
         k=float(k) if isinstance(k, int | float) else None,
         tokens=_tokens(metadata, weights),
         notes=notes,
+        plugin=plugin,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from saebench_core.interfaces.entry import Json
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from saebench_core.interfaces.backbone import Backbone
+    from saebench_core.rules import Rule
 
 __all__ = ["ActivationReader", "Context", "MetricContext", "Progress", "Split"]
 
@@ -49,6 +50,13 @@ class Context(Protocol):
         Args:
             config: everything that the product depends on beside the plugin's own source.
             build: writes the product's files into an empty folder.
+        """
+
+    def rule_of(self, config: Mapping[str, Any]) -> Rule:
+        """Return the selection rule of a saved SAE's ``cfg.json``, which may be another plugin's.
+
+        Raises:
+            InputError: if nothing installed knows it.
         """
 
 

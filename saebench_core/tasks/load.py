@@ -69,10 +69,12 @@ def _certificate(found: Checkpoint, measured: Mapping[str, float], files: Mappin
 def _write(
     folder: Path, cell: Cell, found: Checkpoint, certificate: Mapping[str, Any], flags: list[str], seconds: float
 ) -> None:
+    facts = found.facts
+    rule = {"l0": certificate["realised_l0"]} if facts.plugin is None else {"architecture": facts.plugin, "l0": facts.k}
     metadata = {
         "model_name": cell.backbone.name,
         "hook_name": cell.site,
-        "l0": certificate["realised_l0"],
+        **rule,
         "saebench": {"cell_id": cell.cell_id, "cell": cell.identity, "loaded": certificate["loaded"]},
     }
     found.sae.save(folder / "sae", metadata)

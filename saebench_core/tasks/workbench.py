@@ -18,6 +18,7 @@ from saebench_core.interfaces.entry import Json
 from saebench_core.plan import Environment, Product, activations_product, core_digest
 from saebench_core.randomness import named_generator
 from saebench_core.registry import Entry
+from saebench_core.rules import Rule
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.store import Store
 from saebench_core.training.checkpoints import FOLDER, Checkpoints
@@ -180,6 +181,10 @@ class PluginContext:
         }
         return self.bench.make(Product.of("derived", identity), build)
 
+    def rule_of(self, config: Mapping[str, Any]) -> Rule:
+        """Return the rule of a saved SAE's configuration, which may be another plugin's."""
+        return self.bench.catalog.rule_of(config)
+
 
 @final
 @dataclass(frozen=True)
@@ -213,6 +218,10 @@ class ScoringContext:
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         """Return a product of the metric's own, made if it is not there."""
         return self.base.product(config, build)
+
+    def rule_of(self, config: Mapping[str, Any]) -> Rule:
+        """Return the rule of a saved SAE's configuration, which may be another plugin's."""
+        return self.base.rule_of(config)
 
     @property
     def backbone(self) -> Backbone:

@@ -356,3 +356,22 @@ def test_a_strangers_rule_is_scored_as_it_was_trained(folder, site):
     found = [cell for cell in cells(folder) if cell["architecture"]["type"] == "cubed"]
     assert found
     assert all(cell["status"] == "done" and cell["metrics"]["reconstruction/mse"]["status"] == "ok" for cell in found)
+
+
+def test_a_strangers_sae_is_loaded_from_its_file_and_scored(folder, site):
+    site.add("cubed-dist", {"resume_cubed": CUBED})
+    (folder / "registry.yaml").write_text(
+        TINY.replace("architectures:\n", "architectures:\n  - {type: cubed, d_sae: 16}\n")
+    )
+    assert run(folder).code == 0
+    found = next(cell for cell in cells(folder) if cell["architecture"]["type"] == "cubed")
+    place = folder / ".saebench" / found["artifacts"]["sae"]
+    entry = f"  - {{name: mine, type: pretrained, path: '{place}', twin: {{type: cubed}}}}\n"
+    (folder / "registry.yaml").write_text(TINY.replace("architectures:\n", f"architectures:\n{entry}"))
+    assert run(folder).code == 0
+    mine = [cell for cell in cells(folder) if cell["architecture"]["name"] == "mine"]
+    loaded = next(cell for cell in mine if cell["constraint"]["type"] == "trained")
+    assert loaded["certificate"]["loaded"]["plugin"]["type"] == "cubed"
+    name = "reconstruction/mse"
+    assert loaded["metrics"][name]["value"] == pytest.approx(found["metrics"][name]["value"], rel=1e-6)
+    assert {cell["status"] for cell in mine} == {"done"}

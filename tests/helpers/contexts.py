@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,8 @@ from saebench_core.interfaces.backbone import Backbone
 from saebench_core.interfaces.context import Split
 from saebench_core.interfaces.entry import Json
 from saebench_core.randomness import named_generator
+from saebench_core.rules import Rule
+from saebench_core.sae_files import inference_rule
 from saebench_core.store import Store, content_key
 
 
@@ -70,6 +73,9 @@ class FakeContext:
             build(folder)
 
         return Store(self.root).make("product", content_key(dict(config)), dict(config), record_and_build)
+
+    def rule_of(self, config: Mapping[str, Any]) -> Rule:
+        return inference_rule(config)
 
     @property
     def backbone(self) -> Backbone:

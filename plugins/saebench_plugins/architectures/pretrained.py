@@ -53,8 +53,8 @@ class Pretrained(LoadedArchitecture):
         return {name: file_sha256(file) for name, file in checkpoint_files(self._path, self.config.format).items()}
 
     def load(self, context: Context) -> Checkpoint:
-        """Read the files; whatever was scaled in training is folded."""
-        return read_checkpoint(self._path, self.config.format, str(context.device))
+        """Read the files; whatever was scaled in training is folded. The rule may be an installed plugin's."""
+        return read_checkpoint(self._path, self.config.format, str(context.device), context.rule_of)
 
 
 @hookimpl

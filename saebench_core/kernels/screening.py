@@ -28,6 +28,7 @@ __all__ = ["DenseSwitch", "PreActivations", "Screen", "fast_screen"]
 Screen = Literal["bf16", "fp32"]
 
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_BITS: Final = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _HALF_ULP: Final = {"bf16": 2.0**-8 * 1.01, "fp32": 2.0**-24 * 1.01}
 _CHUNK_BYTES: Final = 1 << 22
 """A part of the product that stays in a cache while it is looked through, ..."""
@@ -83,14 +84,24 @@ class _Part(NamedTuple):
     Attributes:
         first: number of the first row.
         values: ``(rows, padded d_sae)`` in the screen's format.
-        tops: largest value of each group of latents, ``(rows, groups)``, fp32.
         margins: bound of each row's error before the result was rounded, ``(rows, 1)``.
     """
 
     first: int
     values: Tensor
-    tops: Tensor
     margins: Tensor
+
+    def maxima(self, group: int, positive: bool) -> Tensor:
+        """Return the largest value of each group of latents, ``(rows, groups)``, fp32.
+
+        Args:
+            group: latents in a group; those of one group are ``groups`` apart.
+            positive: only values above zero are asked for; a group without any gives some value that it has. Their bits
+                are in the order of whole numbers then, whose maxima are found several times as fast.
+        """
+        values = self.values.view(_BITS[self.values.dtype]) if positive else self.values
+        grouped = values.view(values.shape[0], group, -1).amax(1)
+        return grouped.view(self.values.dtype).float()
 
 
 class _Candidates(NamedTuple):
@@ -148,7 +159,7 @@ class PreActivations:
         if self.dense:
             return self._joined([select_mask(pre, pre > threshold) for pre in self.parts()])
         screened = _Screened.of(self.centred, self.weight, self.bias - threshold, self.screen)
-        selected = self._recomputed([screened.candidates(part, 0.0) for part in screened.parts(_FINEST)])
+        selected = self._recomputed([screened.candidates(part, 0.0) for part in screened.parts()])
         limit = threshold[selected.selection.cols] if isinstance(threshold, Tensor) and threshold.ndim else threshold
         return selected.where(selected.pre > limit)
 
@@ -156,15 +167,10 @@ class PreActivations:
         """Select the k largest entries of every row."""
         if k > DENSE_SHARE * self.d_sae:
             return self._joined([select_mask(pre, topk_mask(pre, k)) for pre in self.parts()])
-        screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
-        coarse = screened.coarsest(4 * k)
-        fine = min(coarse, _FINEST)
-        found = []
-        for part in screened.parts(fine):
-            # k groups reach the k-th largest of their maxima, so k entries do
-            tops = part.tops.view(part.tops.shape[0], coarse // fine, -1).amax(1)
-            least = tops.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-            found.append(screened.candidates(part, screened.lowest(least) - part.margins))
+        screened, found = _Screened.of(self.centred, self.weight, self.bias, self.screen), []
+        for part in screened.parts():
+            least, tops = screened.reached(part, k)
+            found.append(screened.candidates(part, least, tops))
         return largest_of_rows(self._recomputed(found), k)
 
     def batch_topk(self, count: int) -> Selected:
@@ -176,7 +182,7 @@ class PreActivations:
         screened = _Screened.of(self.centred, self.weight, self.bias, self.screen)
         least = screened.guess(count / self.n_rows)
         while True:
-            found = [screened.candidates(part, least) for part in screened.parts(_FINEST)]
+            found = [screened.candidates(part, least) for part in screened.parts()]
             surely = torch.cat([screened.surely(candidates) for candidates in found])
             sure = float(surely.topk(count, sorted=False).values.min()) if surely.numel() >= count else 0.0
             if sure >= least or least <= 0:  # nothing below `least` can be among the largest
@@ -236,30 +242,49 @@ class _Screened:
         margins += (bias - padded[:d_sae].float()).abs().amax() + 2.0**-20 * bias.abs().amax()
         return cls(rows, latents, padded, margins[:, None], _HALF_ULP[screen])
 
-    def parts(self, group: int) -> Iterator[_Part]:
-        """Yield the product, some rows at a time, with the largest value of every group of latents."""
+    def parts(self) -> Iterator[_Part]:
+        """Yield the product, some rows at a time."""
         width = self.latents.shape[0]
         size = _part_rows(self.rows.element_size() * width)
         for first in range(0, self.rows.shape[0], size):
             values = torch.nn.functional.linear(self.rows[first : first + size], self.latents, self.bias)
-            tops = values.view(-1, group, width // group).amax(1).float()
-            yield _Part(first, values, tops, self.margins[first : first + size])
+            yield _Part(first, values, self.margins[first : first + size])
 
-    def coarsest(self, count: int) -> int:
-        """Return the largest size of groups of which there are so many."""
-        width = self.latents.shape[0]
-        return next((size for size in _GROUPS if width % size == 0 and width // size >= count), 1)
+    def reached(self, part: _Part, k: int) -> tuple[Tensor, Tensor]:
+        """Return a number that k entries of each row reach, ``(rows, 1)``, and maxima of groups of latents."""
+        width = part.values.shape[1]
+        coarse = next((size for size in _GROUPS if width % size == 0 and width // size >= 4 * k), 1)
+        fine = min(coarse, _FINEST)
+        for positive in (True, False):
+            tops = part.maxima(fine, positive)
+            fewer = tops.view(tops.shape[0], coarse // fine, -1).amax(1)  # k groups have an entry that reaches it
+            least = self.lowest(fewer.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)) - part.margins
+            if bool((self.wanted(part, least) > 0).all()):
+                break
+        return least, tops
+
+    def wanted(self, part: _Part, least: Tensor | float) -> Tensor:
+        """Return the least screened value of each row whose true value may reach ``least``."""
+        return self.lowest(least - part.margins)
 
     def lowest(self, values: Tensor) -> Tensor:
         """Return the smallest number that may have been rounded to these values."""
         return values - self.unit * values.abs()
 
-    def candidates(self, part: _Part, least: Tensor | float) -> _Candidates:
-        """Return the entries whose true value may reach ``least``, a scalar or one number a row ``(rows, 1)``."""
-        wanted = self.lowest(least - part.margins)
-        n_groups = part.tops.shape[1]
+    def candidates(self, part: _Part, least: Tensor | float, tops: Tensor | None = None) -> _Candidates:
+        """Return the entries whose true value may reach ``least``.
+
+        Args:
+            part: screened values.
+            least: a scalar, or one number a row ``(rows, 1)``.
+            tops: maxima of groups, where they are there already.
+        """
+        wanted = self.wanted(part, least)
+        if tops is None:
+            tops = part.maxima(_FINEST, positive=bool((wanted > 0).all()))
+        n_groups = tops.shape[1]
         grouped = part.values.view(part.values.shape[0], -1, n_groups)
-        hits = (part.tops >= wanted).view(-1).nonzero()[:, 0]
+        hits = (tops >= wanted).view(-1).nonzero()[:, 0]
         rows = torch.div(hits, n_groups, rounding_mode="floor")
         groups = hits - rows * n_groups
         values = grouped[rows, :, groups].float()
@@ -281,7 +306,7 @@ class _Screened:
         """Guess, from a few rows, a number that the entries of a selection exceed; zero if unsure."""
         stride = max(1, self.rows.shape[0] // _SAMPLE_ROWS)
         sample = replace(self, rows=self.rows[::stride].contiguous(), margins=self.margins[::stride].contiguous())
-        tops = torch.cat([part.tops.flatten() for part in sample.parts(_FINEST)])
+        tops = torch.cat([part.maxima(_FINEST, positive=True).flatten() for part in sample.parts()])
         expected = per_row * sample.rows.shape[0]
         rank = int(1.05 * expected + 6 * expected**0.5 + 8)
         if rank >= tops.numel():

@@ -118,6 +118,17 @@ def test_row_topk_of_wide_rows_equals_an_exact_sort(way, k, kind):
     check_values(found, pre)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_maxima_of_bits_are_those_of_numbers_where_there_is_one_above_zero(dtype):
+    values = (normal(50, 96) - 1).to(dtype)
+    values[0], values[1, ::2] = -0.0, 0.0
+    part = screening._Part(0, values, torch.zeros(50, 1))
+    exact, fast = part.maxima(16, positive=False), part.maxima(16, positive=True)
+    assert torch.equal(fast[exact > 0], exact[exact > 0])
+    assert bool((fast[exact <= 0] <= 0).all())
+    assert 0 < int((exact > 0).sum()) < exact.numel()
+
+
 def in_parts(monkeypatch, size):
     """Look through parts of so many bytes, however few rows that is."""
     monkeypatch.setattr(screening, "_CHUNK_BYTES", size)
@@ -147,7 +158,7 @@ def test_margins_bound_the_error_of_the_screen(screen):
     latents = torch.full((32, 64), 1 + 0.49 * ulp) * torch.linspace(-2, 2, 32)[:, None]
     bias = torch.linspace(-1, 1, 32) * (1 + 0.3 * ulp)
     screened = screening._Screened.of(x, latents.T, bias, screen)
-    (part,) = screened.parts(1)
+    (part,) = screened.parts()
     true = x.double() @ latents.double().T + bias.double()
     low = screened.lowest(part.values.float()) - part.margins
     high = part.values.float() + screened.unit * part.values.float().abs() + part.margins
@@ -163,8 +174,8 @@ def test_a_screen_without_margins_would_miss_entries(monkeypatch):
     sure = pre.row_topk(9)
     candidates = screening._Screened.candidates
 
-    def careless(self, part, least):
-        return candidates(self, part._replace(margins=torch.zeros_like(part.margins)), least + part.margins)
+    def careless(self, part, least, tops):
+        return candidates(self, part._replace(margins=torch.zeros_like(part.margins)), least + part.margins, tops)
 
     monkeypatch.setattr(screening._Screened, "candidates", careless)
     monkeypatch.setattr(screening._Screened, "lowest", lambda self, values: values)

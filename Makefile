@@ -46,6 +46,9 @@ $(PEERS)/.ready:
 
 bench: setup $(PEERS)/.ready
 	$(BIN)/python benchmarks/steps.py --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/groups.py
+	$(BIN)/python benchmarks/scale.py --steps 5
+	$(BIN)/python benchmarks/scale.py --steps 5 --twin
 
 clean:
 	rm -rf $(VENV) $(PEERS) docs/_build dist build

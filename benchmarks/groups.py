@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -141,7 +140,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = groups(Path(folder), options.steps) + sources(Path(folder), max(50, options.steps // 5))
     for row in rows:
-        row["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

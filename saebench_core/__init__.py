@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         checkpoint_sizes as checkpoint_sizes,
         read_checkpoint as read_checkpoint,
     )
+    from saebench_core.geometry import drawn_order as drawn_order, project_on_band as project_on_band
     from saebench_core.hookspecs import hookimpl as hookimpl
     from saebench_core.interfaces.architecture import (
         Architecture as Architecture,
@@ -112,7 +113,11 @@ if TYPE_CHECKING:
         Term as Term,
         WeightedTerm as WeightedTerm,
     )
-    from saebench_core.randomness import derive_seed as derive_seed, named_generator as named_generator
+    from saebench_core.randomness import (
+        derive_seed as derive_seed,
+        named_generator as named_generator,
+        tensor_sha256 as tensor_sha256,
+    )
     from saebench_core.rules import (
         BatchTopK as BatchTopK,
         Export as Export,
@@ -147,6 +152,7 @@ _HOME: dict[str, str] = {
         "formats": (
             "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_sizes", "read_checkpoint",
         ),
+        "geometry": ("drawn_order", "project_on_band"),
         "hookspecs": ("hookimpl",),
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
@@ -170,7 +176,7 @@ _HOME: dict[str, str] = {
             "PrefixReconstruction", "Reconstruction", "Step", "StepL0", "TanhPenalty", "TargetL0", "Term",
             "WeightedTerm",
         ),
-        "randomness": ("derive_seed", "named_generator"),
+        "randomness": ("derive_seed", "named_generator", "tensor_sha256"),
         "rules": ("BatchTopK", "Export", "Gated", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"),
         "sae": ("SparseAutoencoder",),
         "sources": (

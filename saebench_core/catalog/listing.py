@@ -9,6 +9,7 @@ from typing import Any, cast, final, get_args
 from saebench_core.catalog.plugin import LoadFailure, Plugin
 from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.architecture import ArchitectureSpec, Shape
+from saebench_core.interfaces.constraint import ConstraintSpec
 from saebench_core.interfaces.entry import Kind
 from saebench_core.rules import Rule
 from saebench_core.sae import SparseAutoencoder, inference_rule, read_config
@@ -59,7 +60,7 @@ class Catalog:
         return message
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
-        """Return the selection rule of a saved SAE: the format's, or that of the architecture plugin that wrote it.
+        """Return the selection rule of a saved SAE: the format's, or what the plugins that wrote it make of it.
 
         Args:
             config: the SAE's parsed ``cfg.json``.
@@ -76,7 +77,12 @@ class Catalog:
         plugin = self.get("architecture", str(stored.get("type")))
         entry = plugin.spec.config.model_validate(stored)
         shape = Shape(int(config["d_in"]), int(config["d_sae"]), float(config["metadata"]["l0"]))
-        return cast(ArchitectureSpec, plugin.spec).build(entry).recipe(shape).rule
+        recipe = cast(ArchitectureSpec, plugin.spec).build(entry).recipe(shape)
+        held = config["metadata"].get("constraint")
+        if isinstance(held, dict):  # it may have put another rule in the place of the architecture's
+            spec = cast(ConstraintSpec, self.get("constraint", str(held.get("type"))).spec)
+            recipe = spec.build(spec.config.model_validate(held)).adapt(recipe, shape)
+        return recipe.rule
 
     def load_sae(self, path: Path, device: str = "cpu") -> SparseAutoencoder:
         """Read a saved SAE, with the rule that `rule_of` gives.

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from saebench_core.interfaces.architecture import Recipe, Shape
+from saebench_core.interfaces.context import ActivationReader
 from saebench_core.interfaces.entry import EntryConfig, Json
 from saebench_core.rules import Role
 from saebench_core.sae import SparseAutoencoder
@@ -132,6 +133,18 @@ class Constraint(ABC):
 
     def finish(self, sae: SparseAutoencoder, twin: SparseAutoencoder | None) -> SparseAutoencoder:
         """Return the SAE after training, before thresholds are calibrated; ``twin`` is what `needs` asks for."""
+        return sae
+
+    def calibrate(
+        self, sae: SparseAutoencoder, twin: SparseAutoencoder | None, rows: ActivationReader
+    ) -> SparseAutoencoder:
+        """Return the SAE with what is measured on held-out rows, such as thresholds that match a twin's frequencies.
+
+        Args:
+            sae: what `finish` returned, acting on raw activations.
+            twin: what `needs` asks for.
+            rows: the calibration split.
+        """
         return sae
 
     def certify(self, sae: SparseAutoencoder, start: Start) -> Mapping[str, Json]:

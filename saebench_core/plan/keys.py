@@ -42,7 +42,7 @@ _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
         "training/certificate.py", "tasks/load.py",
     ),
     "train": (
-        "activations", "kernels", "rules", "objectives", "sae.py", "sae_files.py", "randomness.py",
+        "activations", "geometry.py", "kernels", "rules", "objectives", "sae.py", "sae_files.py", "randomness.py",
         "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/finish.py",
         "tasks/references.py",
     ),

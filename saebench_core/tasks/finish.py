@@ -16,7 +16,7 @@ from saebench_core.sae import SparseAutoencoder
 from saebench_core.tasks.references import shape_of
 from saebench_core.tasks.workbench import Workbench
 from saebench_core.training.calibration import quantile_threshold
-from saebench_core.training.certificate import Origin, certify, realised
+from saebench_core.training.certificate import Origin, certify, realised, tensor_hashes
 from saebench_core.training.loop import Curve
 from saebench_core.training.trainee import Trainee
 
@@ -65,11 +65,13 @@ class Finished:
         folded = trainee.sae.folded(group.scale)
         loaded = group.bench.load_sae(twin) if twin else None
         sae = trainee.constraint.finish(folded, loaded)
+        sae = trainee.constraint.calibrate(sae, loaded, group.calibration)
         thresholds = self._calibrate(sae, group.calibration)
         sae = sae.unit_decoder() if trainee.folds_norms else sae
         found = realised(sae, group.evaluation)
         certificate = certify(self.origin, trainee.start, trainee.sae, sae, trainee.constraint, batch_order_sha256)
         certificate |= found | {"dropped_terms": dict(trainee.recipe.objective.dropped)}
+        certificate |= {"twin": tensor_hashes(loaded)} if loaded else {}
         facts = {
             "certificate": certificate,
             "flags": self._flags(found),
@@ -114,6 +116,7 @@ class Finished:
             "model_name": cell.backbone.name,
             "hook_name": cell.site,
             "architecture": cell.recipe.identity,
+            "constraint": cell.constraint.identity,
             "l0": shape_of(cell).l0,
             "saebench": {
                 "cell_id": cell.cell_id,

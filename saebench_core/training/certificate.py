@@ -13,7 +13,7 @@ from saebench_core.interfaces.context import ActivationReader
 from saebench_core.randomness import tensor_sha256
 from saebench_core.sae import SparseAutoencoder
 
-__all__ = ["Origin", "certify", "frozen_hashes", "realised"]
+__all__ = ["Origin", "certify", "frozen_hashes", "realised", "tensor_hashes"]
 
 _BATCH = 4096
 
@@ -21,6 +21,11 @@ _BATCH = 4096
 def frozen_hashes(sae: SparseAutoencoder, names: frozenset[str]) -> dict[str, str]:
     """Return the sha256 of every frozen tensor, in training space."""
     return {name: tensor_sha256(sae.tensors[name]) for name in sorted(names)}
+
+
+def tensor_hashes(sae: SparseAutoencoder) -> dict[str, str]:
+    """Return the sha256 of every tensor of a saved SAE, such as the twin that another one starts from."""
+    return {name: tensor_sha256(tensor) for name, tensor in sorted(sae.tensors.items())}
 
 
 def realised(sae: SparseAutoencoder, reader: ActivationReader) -> dict[str, float]:

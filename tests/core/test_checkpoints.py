@@ -16,6 +16,7 @@ from tests.helpers.training import (
     MemoryReader,
     activations,
     bits,
+    build,
     make_trainee,
     same_bits,
     settings,
@@ -26,7 +27,7 @@ from tests.helpers.training import (
 X = activations()
 STEPS = 24
 ARCHITECTURES = trainable_names("architecture")
-CONSTRAINTS = [name for name in trainable_names("constraint") if name != "untrained"]
+CONSTRAINTS = [name for name in trainable_names("constraint") if build("constraint", name).trains]
 NAMES = [(a, c) for a in ARCHITECTURES for c in CONSTRAINTS]
 
 

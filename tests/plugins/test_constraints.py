@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
-from saebench_plugins.constraints.soft_frozen_decoder import project_on_caps
 
+from saebench_core.geometry import project_on_band
 from saebench_core.rules import BatchTopK, JumpReLU, ReLU, TopK
 from saebench_core.training.calibration import quantile_threshold
 from tests.helpers.training import (
@@ -32,7 +32,7 @@ TAUS = [-0.5, 0.0, 0.3, 0.8, 0.99]
 
 def projected(rows, anchors, tau):
     out = rows.clone()
-    project_on_caps(out, anchors, tau)
+    project_on_band(out, anchors, tau)
     return out
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from saebench_core import (
     Constraint,
@@ -22,10 +19,8 @@ from saebench_core import (
     SparseAutoencoder,
     Start,
     hookimpl,
+    project_on_band,
 )
-
-_GUARD = 1e-5
-"""Share of the norm below which the sideways part of a row is rounding noise and gives no direction."""
 
 
 class SoftFrozenDecoderConfig(ConstraintConfig):
@@ -49,46 +44,12 @@ class SoftFrozenDecoder(Constraint):
 
     def project(self, sae: SparseAutoencoder, start: Start) -> None:
         """Bring every row that left its cap to the cap's nearest point; the others keep their bits."""
-        project_on_caps(sae.w_dec, start.w_dec, self.config.tau)
+        project_on_band(sae.w_dec, start.w_dec, self.config.tau)
 
     def certify(self, sae: SparseAutoencoder, start: Start) -> Mapping[str, Json]:
         """State the share of rows that lie on the bound."""
         cosine = torch.nn.functional.cosine_similarity(sae.w_dec, start.w_dec, dim=1)
         return {"at_bound_share": float((cosine <= self.config.tau + 1e-5).double().mean())}
-
-
-def project_on_caps(rows: Float[Tensor, "d_sae d_in"], anchors: Float[Tensor, "d_sae d_in"], tau: float) -> None:
-    """Project each row, in place, on ``{d : <d, anchor> >= tau ||d||}``, keeping its norm.
-
-    With ``v`` outside the cap and ``u = v - <v, a> a``: ``tau a + sqrt(1 - tau^2) u / ||u||`` is the nearest
-    point in Euclidean and in geodesic distance. Where ``u`` is rounding noise (v antiparallel
-    to the anchor) a fixed axis made orthogonal to the anchor takes its place.
-
-    Args:
-        rows: directions, changed in place.
-        anchors: unit-norm starts.
-        tau: cosine of the cap.
-    """
-    norms = rows.norm(dim=1, keepdim=True)
-    along = (rows * anchors).sum(dim=1, keepdim=True)
-    outside = (along < tau * norms).squeeze(1).nonzero(as_tuple=True)[0]
-    if outside.numel() == 0:
-        return
-    anchor, norm = anchors[outside], norms[outside]
-    sideways = rows[outside] - along[outside] * anchor
-    length = sideways.norm(dim=1, keepdim=True)
-    sideways = torch.where(length < _GUARD * norm, _orthogonal_axis(anchor), sideways)
-    # once more, so that what rounding left along the anchor cannot push the cosine off tau
-    sideways = sideways - (sideways * anchor).sum(dim=1, keepdim=True) * anchor
-    sideways = torch.nn.functional.normalize(sideways, dim=1)
-    rows[outside] = norm * (tau * anchor + math.sqrt(max(0.0, 1 - tau * tau)) * sideways)
-
-
-def _orthogonal_axis(anchors: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"]:
-    """Return, for each unit anchor, the coordinate axis it leans on least, made orthogonal to it."""
-    axis = torch.zeros_like(anchors)
-    axis.scatter_(1, anchors.abs().argmin(dim=1, keepdim=True), 1.0)
-    return axis - (axis * anchors).sum(dim=1, keepdim=True) * anchors
 
 
 @hookimpl

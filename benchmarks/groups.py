@@ -21,7 +21,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line sets i
 
 import torch
 
-from saebench_core.api import Listener, Opened, export_activations, open_registry, run
+from saebench_core.api import Listener, Opened, export_activations, open_registry, run_opened
 
 SYNTHETIC = "{name: toy, type: synthetic, d_in: 100, n_features: 3200, probability: {type: constant, p: 0.00625}}"
 REGISTRY = """
@@ -68,7 +68,7 @@ def opened(folder: Path, saes: int, backbone: str = SYNTHETIC, more: str = "", *
 def measure(one: Opened) -> dict[str, float]:
     """Run a registry; return seconds of its training loop and of the SAEs' own steps."""
     clock = Clock()
-    report = run(one, track=False, listener=clock)
+    report = run_opened(one, track=False, listener=clock)
     if report.exit_code:
         raise SystemExit(f"a cell failed: {[record.result.error for record in report.records]}")
     folders = [one.store.path(product.kind, product.key) for _, product in one.plan.train.values()]

@@ -20,8 +20,7 @@ from typing import Final
 from rich.console import Console
 from rich.terminal_theme import DIMMED_MONOKAI
 
-from saebench_core.api import Opened, open_registry, run
-from saebench_core.cli.show import headline
+from saebench_core.api import Opened, open_registry, run_opened
 from saebench_core.report import show
 
 TARGET: Final = Path(__file__).parent / "images" / "comparison.svg"
@@ -48,9 +47,9 @@ FORMAT: Final = """\
 
 def draw(opened: Opened, target: Path) -> None:
     """Run what is left and write the picture."""
-    records = run(opened, track=False).records
+    records = run_opened(opened, track=False).records
     console = Console(record=True, force_terminal=True, width=WIDTH, file=io.StringIO(), color_system="truecolor")
-    show(console, opened.sweep(), records, scores=headline(opened), notice=opened.registry.notice)
+    show(console, opened.sweep(), records, scores=opened.registry.headline, notice=opened.registry.notice)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture = console.export_svg(theme=DIMMED_MONOKAI, code_format=FORMAT, unique_id="comparison")
     target.write_text("\n".join(line.rstrip() for line in picture.splitlines()) + "\n", encoding="utf-8")

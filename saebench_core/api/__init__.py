@@ -3,7 +3,7 @@
 from saebench_core.api.exporting import export_activations
 from saebench_core.api.opening import Opened, open_registry, reopen
 from saebench_core.api.process import Interruption
-from saebench_core.api.running import Listener, RunReport, run
+from saebench_core.api.running import Listener, RunReport, run_opened
 
 __all__ = [
     "Interruption",
@@ -13,5 +13,5 @@ __all__ = [
     "export_activations",
     "open_registry",
     "reopen",
-    "run",
+    "run_opened",
 ]

@@ -25,7 +25,7 @@ def check_device(name: str) -> None:
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(name, True):
-        raise InputError(f"runtime.device: {name} is not available on this machine; use --device auto or cpu")
+        raise InputError(f"runtime.device: {name} is not available on this machine; use auto or cpu")
 
 
 def check_space(opened: Opened, waiting: Sequence[Task]) -> None:
@@ -39,5 +39,5 @@ def check_space(opened: Opened, waiting: Sequence[Task]) -> None:
     if needed > free:
         raise InsufficientSpaceError(
             f"the plan needs {needed / 1e9:.1f} GB below {opened.workdir}, {free / 1e9:.1f} GB are free; "
-            "choose another --workdir, fewer tokens, or fewer cells (--only)"
+            "choose another workdir, fewer tokens, or fewer cells (`only`)"
         )

@@ -12,15 +12,15 @@ from saebench_core.api.environment import surroundings
 from saebench_core.catalog import Catalog, PluginChoice, make_catalog
 from saebench_core.errors import InputError
 from saebench_core.plan import Environment, Plan, make_plan
-from saebench_core.presets import PREFIX, preset_text
-from saebench_core.registry import Cell, Document, Registry, load_registry, read_registry
+from saebench_core.presets import PREFIX
+from saebench_core.registry import Cell, Document, Registry, load_registry
 from saebench_core.results import CellRecord, Journal, Sweep
 from saebench_core.store import Store
 from saebench_core.tasks import collect_records, pick_device
 from saebench_core.tasks.perform import Failures
 from saebench_core.tasks.workbench import pick_dtype
 
-__all__ = ["Opened", "existing", "open_registry", "reopen"]
+__all__ = ["Opened", "existing", "open_registry", "plan_registry", "reopen"]
 
 _OVERRIDE: Final = "# --set "
 
@@ -99,18 +99,37 @@ def open_registry(
     Raises:
         InputError: one line for each problem.
     """
-    workdir = workdir.absolute()
-    if not (place := existing(workdir)).is_dir():
-        raise InputError(f"--workdir {workdir}: {place} is no folder")
-    catalog = make_catalog(choice)
     if device is not None:
         overrides = (*overrides, f"runtime.device={device}")
-    if source.startswith(PREFIX):
-        document = Document(source, preset_text(source.removeprefix(PREFIX)), overrides)
-        registry = load_registry(document, catalog, tuple(overrides))
-    else:
-        registry = read_registry(Path(source), catalog, overrides)
-    return _planned(registry, catalog, workdir, only)
+    make = Registry.from_preset if source.startswith(PREFIX) else Registry.from_file
+    _checked(workdir)
+    return plan_registry(make(source, overrides=overrides, catalog=make_catalog(choice)), workdir, only)
+
+
+def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = ()) -> Opened:
+    """Plan a registry in a workdir.
+
+    Args:
+        registry: validated.
+        workdir: folder that everything is written below; made at the first write.
+        only: ``axis=name``: the cells concerned.
+
+    Raises:
+        InputError: if the workdir can be no folder, or no cell matches.
+    """
+    workdir = _checked(workdir)
+    chosen = pick_device(registry.runtime.device)
+    environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
+    cells: tuple[Cell, ...] | None = registry.select(only) if only else None
+    plan = make_plan(registry, registry.catalog, environment, cells)
+    return Opened(registry, registry.catalog, plan, workdir, environment)
+
+
+def _checked(workdir: Path) -> Path:
+    workdir = workdir.absolute()
+    if not (place := existing(workdir)).is_dir():
+        raise InputError(f"workdir {workdir}: {place} is no folder")
+    return workdir
 
 
 def reopen(sweep: Sweep, workdir: Path, catalog: Catalog) -> Opened:
@@ -129,15 +148,7 @@ def reopen(sweep: Sweep, workdir: Path, catalog: Catalog) -> Opened:
     while lines and lines[-1].startswith(_OVERRIDE):
         overrides.insert(0, lines.pop().removeprefix(_OVERRIDE))
     document = Document(f"sweep {sweep.name} ({sweep.sweep_id})", "\n".join(lines) + "\n", overrides)
-    return _planned(load_registry(document, catalog, tuple(overrides)), catalog, workdir.absolute(), ())
-
-
-def _planned(registry: Registry, catalog: Catalog, workdir: Path, only: Sequence[str]) -> Opened:
-    chosen = pick_device(registry.runtime.device)
-    environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
-    cells: tuple[Cell, ...] | None = registry.select(only) if only else None
-    plan = make_plan(registry, catalog, environment, cells)
-    return Opened(registry, catalog, plan, workdir, environment)
+    return plan_registry(load_registry(document, catalog, tuple(overrides)), workdir)
 
 
 def existing(path: Path) -> Path:

@@ -18,7 +18,7 @@ from saebench_core.tasks import Workbench, pick_device
 from saebench_core.tasks.collect import collect_record
 from saebench_core.tracking import SafeTracker
 
-__all__ = ["Listener", "RunReport", "run"]
+__all__ = ["Listener", "RunReport", "run_opened"]
 
 
 class Listener:
@@ -53,7 +53,7 @@ class RunReport:
     exit_code: int
 
 
-def run(
+def run_opened(
     opened: Opened, *, tracking_uri: str | None = None, track: bool = True, listener: Listener | None = None
 ) -> RunReport:
     """Do what is left to do, log every cell, and return all records.

@@ -86,7 +86,7 @@ def report(
     settings: Set = None,
 ) -> None:
     """Write one HTML file with tables, figures, certificates and how to repeat the run. It opens from disk."""
-    from saebench_core.cli.show import descriptions, headline
+    from saebench_core.cli.show import descriptions
     from saebench_core.errors import InputError
     from saebench_core.report import write_html
 
@@ -103,7 +103,7 @@ def report(
         work.sweep(),
         work.records(),
         descriptions=descriptions(work),
-        headline=headline(work),
+        headline=work.registry.headline,
         notice=work.registry.notice,
         commands=["pip install -e .", command, f"saebench report {registry}"],
     )

@@ -51,7 +51,7 @@ def run(
     from rich.console import Console
 
     from saebench_core import api
-    from saebench_core.cli.progress import make_listener
+    from saebench_core.api.progress import make_listener
     from saebench_core.cli.show import print_comparison
     from saebench_core.errors import InputError, nearest
 
@@ -60,7 +60,7 @@ def run(
     work = opened(registry, workdir, settings, only, device)
     listener = make_listener(Console(stderr=True, soft_wrap=True))
     try:
-        report = api.run(work, tracking_uri=tracking_uri, track=not no_tracking, listener=listener)
+        report = api.run_opened(work, tracking_uri=tracking_uri, track=not no_tracking, listener=listener)
     finally:
         listener.close()
     print_comparison(work, report.records)

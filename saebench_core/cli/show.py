@@ -10,21 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from saebench_core.api import Opened
-from saebench_core.cli.progress import duration, size
+from saebench_core.api.progress import duration, size
 from saebench_core.report import show
 from saebench_core.results import CellRecord
 
-__all__ = ["descriptions", "headline", "print_comparison", "print_plan", "print_status"]
-
-
-def headline(work: Opened) -> list[str]:
-    """Return the scores that tables show by default, in the registry's order."""
-    return [
-        f"{entry.name}/{name}"
-        for entry in work.registry.metrics
-        for name, info in entry.instance.scores().items()
-        if info.headline
-    ]
+__all__ = ["descriptions", "print_comparison", "print_plan", "print_status"]
 
 
 def descriptions(work: Opened) -> dict[str, str]:
@@ -43,7 +33,7 @@ def print_comparison(work: Opened, records: Sequence[CellRecord], every_score: b
         count = sum(record.result.status == "pending" for record in records)
         console.print(f"{work.registry.name}: 0 of {count} cells done; `saebench run` computes them", highlight=False)
         return
-    scores = None if every_score else headline(work)
+    scores = None if every_score else work.registry.headline
     show(console, work.sweep(), records, scores=scores, notice=work.registry.notice)
 
 

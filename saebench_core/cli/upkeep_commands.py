@@ -128,6 +128,6 @@ def _table(kinds: list[dict[str, Any]], rest: list[Place]) -> None:
 
 
 def _size(count: int) -> str:
-    from saebench_core.cli.progress import size
+    from saebench_core.api.progress import size
 
     return size(count)

@@ -1,25 +1,22 @@
-"""Entries, cells and the registry as validated records."""
+"""Entries and cells as validated records."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar, cast, final
 
 from saebench_core.catalog import Plugin
-from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.architecture import ArchitectureConfig
-from saebench_core.interfaces.backbone import BackboneConfig, BackboneDescription
+from saebench_core.interfaces.backbone import BackboneConfig
 from saebench_core.interfaces.constraint import ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
 from saebench_core.interfaces.loaded import LoadedConfig
-from saebench_core.interfaces.metric import MetricConfig
-from saebench_core.registry.model import RuntimeSettings
 from saebench_core.store import content_key
 from saebench_core.training.settings import TrainingSettings
 
-__all__ = ["AXES", "Cell", "Entry", "Reference", "Registry", "matches"]
+__all__ = ["AXES", "Cell", "Entry", "Reference", "applies", "matches"]
 
 C = TypeVar("C", bound=EntryConfig)
 CELL_SCHEMA = 1
@@ -154,83 +151,6 @@ class Reference:
 
     entry: Entry[ArchitectureConfig]
     of: Cell
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Registry:
-    """A validated registry.
-
-    Attributes:
-        name: of the sweep.
-        notice: line to print with results, or None.
-        text: the file as written.
-        overrides: ``--set`` options in force.
-        cells: all cells in order, excluded ones marked.
-        metrics: entries.
-        descriptions: backbone entry name to its description.
-        runtime: device, number format, threads.
-    """
-
-    name: str
-    notice: str | None
-    text: str
-    overrides: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    metrics: tuple[Entry[MetricConfig], ...]
-    descriptions: Mapping[str, BackboneDescription]
-    runtime: RuntimeSettings
-
-    @property
-    def active(self) -> tuple[Cell, ...]:
-        """Cells that are not excluded."""
-        return tuple(cell for cell in self.cells if not cell.excluded)
-
-    @property
-    def sweep_id(self) -> str:
-        """Hash of name, active cells and metrics: the same registry is the same sweep."""
-        metrics = [entry.identity | {"name": entry.name} for entry in self.metrics]
-        return content_key({"name": self.name, "cells": [cell.cell_id for cell in self.active], "metrics": metrics})[
-            :16
-        ]
-
-    def metrics_of(self, cell: Cell) -> tuple[Entry[MetricConfig], ...]:
-        """Return the metrics that score a cell."""
-        return tuple(entry for entry in self.metrics if applies(entry.config.only, cell.backbone))
-
-    def select(self, only: Sequence[str]) -> tuple[Cell, ...]:
-        """Return the active cells that match every ``key=value``, values separated by ``|``.
-
-        Raises:
-            InputError: if a key is no axis, or nothing matches.
-        """
-        cells = self.active
-        for option in only:
-            key, _, wanted = option.partition("=")
-            if key not in AXES or not wanted:
-                raise InputError(
-                    f"--only {option}: expected AXIS=NAME with an axis of {', '.join(AXES)}{nearest(key, AXES)}"
-                )
-            choices = wanted.split("|")
-            kept = tuple(cell for cell in cells if {str(value) for value in cell.axis(key)} & set(_numbers(choices)))
-            if not kept:
-                known = sorted({str(value) for cell in cells for value in cell.axis(key)})
-                raise InputError(
-                    f"--only {option}: no cell matches{nearest(wanted, known)}; there are: {', '.join(known)}"
-                )
-            cells = kept
-        return cells
-
-
-def _numbers(choices: Sequence[str]) -> list[str]:
-    """Return the choices, and those that are numbers also as floats print, so that 20 matches 20.0."""
-    extended = list(choices)
-    for choice in choices:
-        try:
-            extended.append(str(float(choice)))
-        except ValueError:
-            continue
-    return extended
 
 
 def applies(only: tuple[str, ...] | None, backbone: Entry[BackboneConfig]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -15,6 +15,7 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 from saebench_core.errors import InputError, nearest
+from saebench_core.registry.plain import dotted, yaml_text
 
 __all__ = ["Document", "Location"]
 
@@ -36,9 +37,21 @@ class Document:
         data: plain dicts, lists and scalars, overrides applied.
     """
 
-    def __init__(self, label: str, text: str, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, label: str, text: str, overrides: Sequence[str] = (), placed: bool = True) -> None:
+        """Parse a text.
+
+        Args:
+            label: the file as the user named it.
+            text: the file as written.
+            overrides: ``key=value``, applied before checking.
+            placed: whether its user knows the text, so that lines and columns say something.
+
+        Raises:
+            InputError: if it is no YAML mapping of plain values, or an override has no place in it.
+        """
         self.label = label
         self.text = text
+        self._placed = placed
         self._tree = _parse(label, text)
         self._overridden: dict[tuple[int | str, ...], str] = {}
         for override in overrides:
@@ -62,6 +75,15 @@ class Document:
             raise InputError(f"{path}: cannot be read as text: {error}") from error
         return cls(str(path), text, overrides)
 
+    @classmethod
+    def of(cls, label: str, data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Document:
+        """Make a document of Python data; its problems are told by key alone.
+
+        Raises:
+            InputError: if it holds what is no plain value, or an override has no place in it.
+        """
+        return cls(label, yaml_text(label, data), overrides, placed=False)
+
     def where(self, location: Location) -> str:
         """Return ``file:line:column`` of a value, or of the nearest part around it that stands in the file."""
         node: Any = self._tree
@@ -79,7 +101,7 @@ class Document:
             path.append(part)
             if (label := self._overridden.get(tuple(path))) is not None:
                 return label
-        return f"{self.label}:{line + 1}:{column + 1}"
+        return f"{self.label}:{line + 1}:{column + 1}" if self._placed else f"{self.label}:"
 
     def _apply(self, override: str) -> None:
         """Set one value, given as ``path.to.key=value``; entries of lists go by name, type or number."""
@@ -192,11 +214,3 @@ class _Reading:
         if not isinstance(key, str):
             raise InputError(f"{self._where((*path, key))} the key {key!r} is no text")  # type: ignore[arg-type]
         return str(key)
-
-
-def dotted(location: Iterable[int | str]) -> str:
-    """Return a location as people write it: ``backbones[0].d_in``."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -16,35 +15,23 @@ from saebench_core.interfaces.architecture import Architecture, ArchitectureConf
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription
 from saebench_core.interfaces.constraint import Constraint, ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
-from saebench_core.registry.cells import Cell, Entry, Registry, applies, matches
-from saebench_core.registry.document import Document, Location, dotted
+from saebench_core.registry.cells import Cell, Entry, applies, matches
+from saebench_core.registry.document import Document, Location
 from saebench_core.registry.loaded import LoadedEntry, open_loaded
 from saebench_core.registry.model import LISTS, RegistryModel, entry_lists, validate
+from saebench_core.registry.plain import dotted
+from saebench_core.registry.record import Registry
 from saebench_core.store import canonical_json
 from saebench_core.training.settings import TrainingSettings
 
-__all__ = ["load_registry", "read_registry"]
-
-
-def read_registry(path: Path, catalog: Catalog, overrides: Sequence[str] = ()) -> Registry:
-    """Read, check and expand a registry file.
-
-    Args:
-        path: the file.
-        catalog: installed plugins.
-        overrides: ``key=value`` as given to ``--set``.
-
-    Raises:
-        InputError: with one line for each problem, with file, line and column.
-    """
-    return load_registry(Document.read(path, overrides), catalog, tuple(overrides))
+__all__ = ["load_registry"]
 
 
 def load_registry(document: Document, catalog: Catalog, overrides: tuple[str, ...] = ()) -> Registry:
     """Check and expand a document.
 
     Raises:
-        InputError: as `read_registry`.
+        InputError: one line for each problem, with its place.
     """
     model = validate(document, catalog)
     return _Expansion(document, catalog, model).registry(overrides)
@@ -101,6 +88,7 @@ class _Expansion:
             metrics=tuple(self.entries["metrics"]),
             descriptions=self.descriptions,
             runtime=self.model.runtime,
+            catalog=self.catalog,
         )
 
     def _name_entries(self, key: str, configs: Sequence[EntryConfig], catalog: Catalog) -> list[Entry[Any]]:

@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from saebench_core.catalog import Catalog
 from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.entry import EntryConfig, Kind, Model
-from saebench_core.registry.document import Document, Location, dotted
+from saebench_core.registry.document import Document, Location
+from saebench_core.registry.plain import dotted
 from saebench_core.training.settings import TrainingSettings
 
 __all__ = ["LISTS", "ExcludeRule", "RegistryModel", "RuntimeSettings", "Selector", "registry_model", "validate"]

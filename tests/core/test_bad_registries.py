@@ -7,7 +7,7 @@ import time
 import pytest
 
 from saebench_core.errors import InputError
-from saebench_core.registry import Document, load_registry, read_registry
+from saebench_core.registry import Document, Registry, load_registry
 from tests.helpers.registries import TINY, built_in, changed
 
 CASES = {
@@ -189,7 +189,7 @@ def test_files_that_are_no_registry(tmp_path, kind, words):
     elif kind == "huge":
         path.write_text(TINY + "# " + "x" * (1 << 20))
     with pytest.raises(InputError) as caught:
-        read_registry(path, built_in())
+        Registry.from_file(path, catalog=built_in())
     assert str(caught.value).startswith(f"{path}: ")
     assert words in str(caught.value)
     assert caught.value.exit_code == 2

@@ -55,7 +55,7 @@ def opened(folder, text, **options):
 
 def run(folder, text, **options):
     work = opened(folder, text, **options)
-    report = api.run(work, track=False)
+    report = api.run_opened(work, track=False)
     return work, report
 
 
@@ -425,7 +425,7 @@ def test_a_stranger_can_load_saes_and_start_from_them(site, tmp_path):
     itself, turned = (of(plan.cells, name, architecture="identity") for name in ("trained", "null"))
     assert plan.twins[turned.cell_id] == plan.train[itself.cell_id][1]
     work = api.open_registry(str(tmp_path / "registry.yaml"), tmp_path / "work")
-    report = api.run(work, track=False)
+    report = api.run_opened(work, track=False)
     assert report.exit_code == 0, [record.result.error for record in report.records]
     cells = results(work)
     scores = of(cells, "trained", architecture="identity").metrics

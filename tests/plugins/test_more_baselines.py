@@ -250,7 +250,7 @@ def test_a_short_run_of_the_preset_is_whole_and_scored(tmp_path):
     short = ["training.steps=60", "training.batch_size=256", "seeds=[0]", "training.calibration_rows=4096",
              "training.evaluation_rows=4096", "metrics.reconstruction.rows=4096"]  # fmt: skip
     opened = api.open_registry("preset:more-baselines", tmp_path, overrides=short)
-    report = api.run(opened, track=False)
+    report = api.run_opened(opened, track=False)
     cells = {(r.result.architecture.type, r.result.constraint.name): r.result for r in report.records}
     assert {cell.status for cell in cells.values()} == {"done"}, [cell.error for cell in cells.values()]
     for architecture in ("topk", "batch_topk"):

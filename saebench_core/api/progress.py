@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from saebench_core.api import Listener
+from saebench_core.api.running import Listener
 from saebench_core.plan import Plan, Task
 
 __all__ = ["BarListener", "LineListener", "make_listener"]

@@ -14,7 +14,8 @@ from saebench_core.objectives import PowerPenalty
 from saebench_core.training.controllers import L0Controller
 
 TOPK_FAMILY = ("topk", "batch_topk", "matryoshka", "ortsae")
-TRIM, TRIM_GAIN = 0.06, 10.0
+TRIM = 0.06
+GAINS = {"jumprelu": 10.0, "p_anneal": 4.0}
 
 
 class _Threshold(torch.autograd.Function):
@@ -53,8 +54,8 @@ class DenseSAE:
         decay = [{"params": [t for t in self.trained if (t.ndim == 2) == flag], "weight_decay": wd}
                  for flag, wd in ((True, settings.weight_decay), (False, 0.0))]  # fmt: skip
         self.optimiser = torch.optim.AdamW(decay, lr=settings.lr, betas=settings.betas)
-        gain = TRIM_GAIN if architecture == "jumprelu" else 1.0
-        self.controller = None if architecture in TOPK_FAMILY else L0Controller(l0, settings.total_steps, gain)
+        steered = L0Controller(l0, settings.total_steps, GAINS.get(architecture, 1.0))
+        self.controller = None if architecture in TOPK_FAMILY else steered
         self.power = PowerPenalty()
         self.continuity, self.recent = 1.0, []
         self.silent = torch.zeros(d_sae, dtype=torch.int64)

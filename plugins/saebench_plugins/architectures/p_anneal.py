@@ -20,6 +20,9 @@ from saebench_core import (
     hookimpl,
 )
 
+_GAIN = 4.0
+"""The L0 answers slowly to the weight of a penalty that is flat for large values; at 1 it ends 3 % below its target."""
+
 
 class PAnnealConfig(ArchitectureConfig):
     """Configuration of `PAnneal`."""
@@ -56,7 +59,7 @@ class PAnneal(Architecture):
         """Return the rule and the penalised loss; a controller moves lambda until the mean L0 is the target."""
         config = self.config
         power = PowerPenalty(config.p_end, config.changes, config.anneal_from, config.anneal_to, config.eps)
-        penalty = WeightedTerm(power, config.coefficient, "warmup", controlled=True, l0=shape.l0)
+        penalty = WeightedTerm(power, config.coefficient, "warmup", controlled=True, l0=shape.l0, gain=_GAIN)
         return Recipe(ReLU(), Objective((WeightedTerm(Reconstruction()), penalty)))
 
 

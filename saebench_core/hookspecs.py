@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from saebench_core.interfaces.metric import MetricSpec
 
 __all__ = [
+    "HOOKSPEC_VERSION",
     "PROJECT",
     "hookimpl",
     "register_architectures",
@@ -26,6 +27,11 @@ __all__ = [
 
 PROJECT: Final = "saebench"
 """Name of the pluggy project and of the entry-point group."""
+
+HOOKSPEC_VERSION: Final = 1
+"""Number of the hooks as they are here; raised when a hook or an argument comes, is deprecated, or goes.
+
+What is deprecated keeps working for two minor versions, and plugins that use it get a notice."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
@@ -45,7 +51,9 @@ def register_backbones() -> Sequence[BackboneSpec]:  # type: ignore[empty-body]
     Raises:
         Exception: anything raised is kept as a load failure of this plugin; the others are not harmed.
 
-    Since version 0.1. New arguments may come; an implementation that does not take them keeps working.
+    New arguments may come; an implementation that does not take them keeps working.
+
+    .. versionadded:: 0.1
     """
 
 
@@ -59,7 +67,7 @@ def register_architectures() -> Sequence[ArchitectureSpec | LoadedSpec]:  # type
     Returns:
         A plain sequence of `ArchitectureSpec`; `LoadedSpec` for an SAE that is loaded as it is.
 
-    Since version 0.1.
+    .. versionadded:: 0.1
     """
 
 
@@ -73,7 +81,7 @@ def register_constraints() -> Sequence[ConstraintSpec]:  # type: ignore[empty-bo
     Returns:
         A plain sequence of `ConstraintSpec`.
 
-    Since version 0.1.
+    .. versionadded:: 0.1
     """
 
 
@@ -87,5 +95,5 @@ def register_metrics() -> Sequence[MetricSpec]:  # type: ignore[empty-body]
     Returns:
         A plain sequence of `MetricSpec`.
 
-    Since version 0.1.
+    .. versionadded:: 0.1
     """

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from saebench_core.catalog.plugin import Spec
 from saebench_core.errors import PluginError
 from saebench_core.interfaces.architecture import ArchitectureConfig, ArchitectureSpec
 from saebench_core.interfaces.backbone import BackboneConfig, BackboneSpec
@@ -15,7 +15,7 @@ from saebench_core.interfaces.entry import EntryConfig, Kind, entry_type
 from saebench_core.interfaces.loaded import LoadedConfig, LoadedSpec
 from saebench_core.interfaces.metric import MetricConfig, MetricSpec
 
-__all__ = ["HOOKS", "checked_name", "refuse_defaults"]
+__all__ = ["HOOKS", "checked_name", "checked_specs"]
 
 HOOKS: Final[Mapping[str, tuple[Kind, type[Any], type[EntryConfig]]]] = {
     "register_backbones": ("backbone", BackboneSpec, BackboneConfig),
@@ -27,15 +27,17 @@ HOOKS: Final[Mapping[str, tuple[Kind, type[Any], type[EntryConfig]]]] = {
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def refuse_defaults(function: Any) -> None:
-    """Refuse default values: whether pluggy passes such an argument differs between its versions.
+def checked_specs(hook: str, returned: object) -> Sequence[Spec]:
+    """Return what a hook returned, as a sequence.
 
     Raises:
-        PluginError: with the argument's name.
+        PluginError: if it is none.
     """
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.default is not parameter.empty:
-            raise PluginError(f"{function.__name__}: the argument {parameter.name!r} has a default; hooks must not")
+    if isinstance(returned, (list, tuple)):
+        return returned
+    raise PluginError(
+        f"{hook} returned a {type(returned).__name__}; it must return a list of {HOOKS[hook][1].__name__}"
+    )
 
 
 def checked_name(hook: str, spec: Any) -> str:

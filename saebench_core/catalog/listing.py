@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, final, get_args
 
-from saebench_core.catalog.plugin import LoadFailure, Plugin
+from saebench_core.catalog.plugin import LoadFailure, Notice, Plugin
 from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.architecture import ArchitectureSpec, Shape
 from saebench_core.interfaces.constraint import ConstraintSpec
@@ -30,6 +30,16 @@ class Catalog:
     def __iter__(self) -> Iterator[Plugin]:
         for by_name in self._plugins.values():
             yield from by_name.values()
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What authors of plugins should change, each once."""
+        found = (
+            Notice(plugin.origin, plugin.distribution, plugin.version, text)
+            for plugin in self
+            for text in plugin.notices
+        )
+        return tuple(dict.fromkeys(found))
 
     def names(self, kind: Kind) -> list[str]:
         """Return the names of a kind, sorted."""

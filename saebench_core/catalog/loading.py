@@ -1,44 +1,70 @@
-"""Loads the entry points of the group `saebench`: one that fails is recorded, the rest is loaded."""
+"""Loads entry points of the group `saebench` and single files: one that fails is recorded, the rest is loaded."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import cast
+from typing import final
 
 import pluggy
 
 from saebench_core import hookspecs
-from saebench_core.catalog.checks import HOOKS, checked_name, refuse_defaults
+from saebench_core.catalog.checks import HOOKS, checked_name, checked_specs
 from saebench_core.catalog.choice import CORE_DISTRIBUTION, PluginChoice
 from saebench_core.catalog.digests import source_digest
+from saebench_core.catalog.implementations import implementations
 from saebench_core.catalog.listing import Catalog
-from saebench_core.catalog.plugin import LoadFailure, Plugin, Spec
-from saebench_core.errors import PluginError, nearest
+from saebench_core.catalog.origins import Origin, origins
+from saebench_core.catalog.plugin import LoadFailure, Plugin
+from saebench_core.catalog.requirements import check_core_version
+from saebench_core.errors import PluginError, SaebenchError
 from saebench_core.interfaces.entry import Kind
+from saebench_core.store import file_sha256
 
-__all__ = ["make_catalog"]
+__all__ = ["Hooks", "make_catalog"]
 
 
-def make_catalog(choice: PluginChoice | None = None) -> Catalog:
-    """Load every admitted entry point of the group ``saebench`` and return the catalog."""
-    choice = choice or PluginChoice.from_environment()
+@final
+@dataclass(frozen=True)
+class Hooks:
+    """What plugins are asked by.
+
+    Attributes:
+        specs: module or class with the hooks.
+        arguments: what they are called with; an implementation is passed those that it takes.
+    """
+
+    specs: ModuleType | type = hookspecs
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+    def call(self, function: Callable[..., object]) -> object:
+        """Return what an implementation says."""
+        taken = function.__code__.co_varnames[: function.__code__.co_argcount]
+        return function(**{name: self.arguments[name] for name in taken})
+
+
+def make_catalog(choice: PluginChoice | None = None, hooks: Hooks | None = None) -> Catalog:
+    """Load every admitted entry point of the group ``saebench`` and every file, and return the catalog.
+
+    Args:
+        choice: what is loaded; by default what the environment says.
+        hooks: what plugins are asked by; by default `saebench_core.hookspecs`.
+    """
+    hooks = hooks or Hooks()
     manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
+    manager.add_hookspecs(hooks.specs)
     plugins: list[Plugin] = []
     failures: list[LoadFailure] = []
-    for point in sorted(entry_points(group=hookspecs.PROJECT), key=lambda point: (_origin(point)[0], point.name)):
-        distribution, version = _origin(point)
-        label = f"{distribution}:{point.name}"
-        if not choice.admits(distribution, label):
-            continue
+    for origin in origins(hookspecs.PROJECT, choice or PluginChoice.from_environment()):
         try:
-            plugins.extend(_load(manager, point, label, distribution, version))
+            plugins.extend(_load(manager, hooks, origin))
         except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            failures.append(LoadFailure(label, distribution, version, text, traceback.format_exc()))
+            text = str(error) if isinstance(error, SaebenchError) else f"{type(error).__name__}: {error}"
+            line, details = " ".join(text.split()), traceback.format_exc()
+            failures.append(LoadFailure(origin.label, origin.distribution, origin.version, line, details))
     if not plugins and not failures:
         failures.append(
             LoadFailure(
@@ -51,36 +77,39 @@ def make_catalog(choice: PluginChoice | None = None) -> Catalog:
     return _without_duplicates(plugins, failures)
 
 
-def _origin(point: EntryPoint) -> tuple[str, str]:
-    distribution = point.dist
-    return (distribution.name, distribution.version) if distribution else ("unknown", "")
-
-
-def _load(
-    manager: pluggy.PluginManager, point: EntryPoint, label: str, distribution: str, version: str
-) -> list[Plugin]:
-    module = point.load()
+def _load(manager: pluggy.PluginManager, hooks: Hooks, origin: Origin) -> list[Plugin]:
+    outdated = check_core_version(origin.distribution, origin.requires)
+    module = origin.load()
     if not isinstance(module, ModuleType):
-        raise PluginError(f"the entry point {point.value!r} names a {type(module).__name__}; it must name a module")
+        raise PluginError(f"the entry point {origin.says!r} names a {type(module).__name__}; it must name a module")
     if module in manager.get_plugins():
         raise PluginError(f"the module {module.__name__} is registered twice")
-    manager.register(module, name=label)
-    callers = manager.get_hookcallers(module) or []
-    unknown = [caller.name for caller in callers if not caller.has_spec()]
-    if unknown:
-        manager.unregister(module)
-        raise PluginError(f"unknown hook {unknown[0]!r}{nearest(unknown[0], HOOKS)}; hooks: {', '.join(HOOKS)}")
-    if not callers:
-        raise PluginError(f"the module {module.__name__} implements no hook; hooks: {', '.join(HOOKS)}")
-    digest = source_digest(module)
-    found: list[Plugin] = []
-    for caller in callers:
-        implementation = next(impl for impl in caller.get_hookimpls() if impl.plugin is module)
-        refuse_defaults(implementation.function)
-        for spec in cast(Sequence[Spec], implementation.function()):
-            name = checked_name(caller.name, spec)
-            found.append(Plugin(HOOKS[caller.name][0], name, spec, distribution, version, digest))
-    return found
+    functions = implementations(manager, module)
+    notices = (*([outdated] if outdated else []), *_register(manager, module, origin.label))
+    digest = source_digest(module) if origin.path is None else file_sha256(origin.path)
+    return [
+        Plugin(
+            kind=HOOKS[hook][0],
+            name=checked_name(hook, spec),
+            spec=spec,
+            distribution=origin.distribution,
+            version=origin.version,
+            source_digest=digest,
+            origin=origin.label,
+            path=origin.path,
+            notices=notices,
+        )
+        for hook, function in functions.items()
+        for spec in checked_specs(hook, hooks.call(function))
+    ]
+
+
+def _register(manager: pluggy.PluginManager, module: ModuleType, label: str) -> list[str]:
+    """Register a module and return what pluggy warns of: hooks and arguments that are deprecated."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")  # a notice for authors, whatever the filters of the process do with warnings
+        manager.register(module, name=label)
+    return list(dict.fromkeys(" ".join(str(warning.message).split()) for warning in told))
 
 
 def _without_duplicates(plugins: Sequence[Plugin], failures: list[LoadFailure]) -> Catalog:
@@ -92,7 +121,8 @@ def _without_duplicates(plugins: Sequence[Plugin], failures: list[LoadFailure]) 
         if len(offered) == 1:
             kept.append(offered[0])
             continue
-        origins = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in offered)
-        error = f"the {kind} {name!r} is offered by {origins}; leave one out with --no-plugin DISTRIBUTION"
+        sources = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in offered)
+        choices = " or ".join(f"--no-plugin {plugin.origin}" for plugin in offered)
+        error = f"the {kind} {name!r} is offered by {sources}; leave one out with {choices}"
         failures.append(LoadFailure(f"{kind}:{name}", offered[-1].distribution, offered[-1].version, error))
     return Catalog(kept, failures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final, final
 
 import typer
@@ -66,6 +67,10 @@ def common(
             "--no-plugin", metavar="NAME", help="Leave out a distribution, or DISTRIBUTION:ENTRY-POINT. Repeatable."
         ),
     ] = None,
+    plugin_file: Annotated[
+        list[Path] | None,
+        typer.Option("--plugin-file", metavar="FILE", help="Load plugins from a Python file. Repeatable."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
@@ -74,6 +79,11 @@ def common(
     if no_plugin:
         known = os.environ.get("SAEBENCH_BLOCK_PLUGINS", "")
         os.environ["SAEBENCH_BLOCK_PLUGINS"] = ",".join(filter(None, [known, *no_plugin]))
+    if plugin_file:
+        from saebench_core.cli.options import checked_files
+
+        known = os.environ.get("SAEBENCH_PLUGIN_FILES", "")
+        os.environ["SAEBENCH_PLUGIN_FILES"] = os.pathsep.join(filter(None, [known, *checked_files(plugin_file)]))
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from saebench_core.api import Opened
 
-__all__ = ["Device", "Json", "Only", "RegistryArgument", "Set", "TrackingUri", "Workdir", "opened"]
+__all__ = ["Device", "Json", "Only", "RegistryArgument", "Set", "TrackingUri", "Workdir", "checked_files", "opened"]
 
 RegistryArgument = Annotated[
     str, typer.Argument(metavar="REGISTRY", help="A registry file, or preset:NAME (see `saebench presets list`).")
@@ -53,3 +55,24 @@ def opened(
 
     chosen = [part for option in only or [] for part in re.split(r",(?![^\[]*\])", option)]  # names may be x[a=1,b=2]
     return open_registry(registry, workdir, overrides=settings or [], only=chosen, device=device)
+
+
+def checked_files(paths: Sequence[Path]) -> list[str]:
+    """Return the values of ``--plugin-file``.
+
+    Raises:
+        InputError: if one is no Python file.
+    """
+    from saebench_core.catalog.files import check_file
+    from saebench_core.errors import InputError
+
+    for path in paths:
+        if os.pathsep in str(path):
+            raise InputError(
+                f"--plugin-file {path}: {os.pathsep!r} separates paths, so a name cannot hold it; rename it"
+            )
+        try:
+            check_file(path)
+        except InputError as error:
+            raise InputError(f"--plugin-file {error}") from None
+    return [str(path) for path in paths]

@@ -45,7 +45,17 @@ def plugins_list(as_json: Json = False) -> None:
             }
             for failure in catalog.failures
         ]
-        typer.echo(json.dumps({"schema": 1, "plugins": rows, "failures": failures}, indent=2))
+        notices = [
+            {
+                "plugin": notice.plugin,
+                "distribution": notice.distribution,
+                "version": notice.version,
+                "notice": notice.text,
+            }
+            for notice in catalog.notices
+        ]
+        document = {"schema": 1, "plugins": rows, "failures": failures, "notices": notices}
+        typer.echo(json.dumps(document, indent=2))
         return
     for plugin in catalog:
         typer.echo(
@@ -53,3 +63,5 @@ def plugins_list(as_json: Json = False) -> None:
         )
     for failure in catalog.failures:
         typer.echo(f"FAILED        {failure.plugin}: {failure.error}", err=True)
+    for notice in catalog.notices:
+        typer.echo(f"NOTICE        {notice.plugin}: {notice.text}", err=True)

@@ -289,7 +289,8 @@ def test_plugins_list_names_the_broken_one_and_runs_go_on(folder, site):
     site.add("broken-dist", {"cli_broken": "import no_such_module_anywhere\n"}, version="3.1")
     site.add("good-dist", {"cli_good": metric("good")})
     document = strict(call("plugins", "list", "--json", cwd=folder).out)
-    assert set(document) == {"schema", "plugins", "failures"}
+    assert set(document) == {"schema", "plugins", "failures", "notices"}
+    assert document["notices"] == []
     assert all(
         set(row) == {"kind", "name", "summary", "distribution", "version"} and row["version"]
         for row in document["plugins"]
@@ -310,6 +311,17 @@ def test_plugins_list_names_the_broken_one_and_runs_go_on(folder, site):
     assert asked.code == 2
     assert "no metric is called 'broken'" in asked.err
     assert "broken-dist:plugin: ModuleNotFoundError" in asked.err
+
+
+def test_plugins_list_shows_notices(folder, site):
+    site.add("old-dist", {"cli_old": metric("mine")}, version="0.3", requires=["saebench-core<0.1"])
+    (notice,) = strict(call("plugins", "list", "--json", cwd=folder).out)["notices"]
+    text = notice.pop("notice")
+    assert notice == {"plugin": "old-dist:plugin", "distribution": "old-dist", "version": "0.3"}
+    assert text.startswith("was made for saebench-core<0.1, installed is ")
+    listed = call("plugins", "list", cwd=folder)
+    assert f"NOTICE        old-dist:plugin: {text}\n" == listed.err
+    assert "[old-dist 0.3]" in listed.out
 
 
 def test_a_closed_pipe_is_no_error(ran):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 
 import pluggy
 import pytest
@@ -27,9 +28,26 @@ def test_a_docstring_is_the_contract(name):
     kind = name.removeprefix("register_").removesuffix("s")
     assert "Returns:\n" in text
     assert f"{kind.capitalize()}Spec" in text
-    assert "Since version 0.1." in text
+    assert re.search(r"^\.\. versionadded:: \d+\.\d+$", text, re.MULTILINE)
     loaded = " | LoadedSpec" * (kind == "architecture")
     assert function.__annotations__["return"] == f"Sequence[{kind.capitalize()}Spec{loaded}]"
+
+
+HISTORY = {
+    1: {
+        "register_architectures": [],
+        "register_backbones": [],
+        "register_constraints": [],
+        "register_metrics": [],
+    }
+}
+"""Arguments of the hooks, by version: a change of one needs a new number here and in `HOOKSPEC_VERSION`."""
+
+
+def test_the_version_belongs_to_the_hooks():
+    assert max(HISTORY) == hookspecs.HOOKSPEC_VERSION
+    arguments = {name: list(inspect.signature(getattr(hookspecs, name)).parameters) for name in HOOKS}
+    assert arguments == HISTORY[hookspecs.HOOKSPEC_VERSION]
 
 
 def test_an_implementation_may_take_fewer_arguments():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ARCHITECTURE = """
@@ -78,6 +78,7 @@ class Site:
         modules: Mapping[str, str],
         points: Mapping[str, str] | None = None,
         version: str = "1.0",
+        requires: Sequence[str] = (),
     ) -> None:
         """Install a distribution: sources by dotted module name, and what its entry points name.
 
@@ -90,7 +91,8 @@ class Site:
         points = {"plugin": next(iter(modules))} if points is None else points
         info = self.root / f"{distribution.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
+        needs = "".join(f"Requires-Dist: {line}\n" for line in requires)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n{needs}")
         lines = "".join(f"{name} = {value}\n" for name, value in points.items())
         (info / "entry_points.txt").write_text(f"[saebench]\n{lines}")
         importlib.invalidate_caches()

@@ -1,0 +1,74 @@
+"""Where plugins come from: entry points of installed distributions, and single files. Nothing is imported here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Final, final
+
+from saebench_core.catalog.choice import PluginChoice
+from saebench_core.catalog.files import load_file
+
+__all__ = ["Origin", "origins"]
+
+_VERSION_LETTERS: Final = 12
+
+
+@final
+@dataclass(frozen=True)
+class Origin:
+    """A module that may hold plugins, before it is imported.
+
+    Attributes:
+        label: ``distribution:entry-point``, or the file as it was given.
+        distribution: the distribution, or the file as it was given.
+        version: the distribution's, or the beginning of the sha256 of the file's content.
+        load: imports it.
+        says: what it names, for messages.
+        requires: the distribution's ``Requires-Dist`` lines.
+        path: the file, where it is one.
+    """
+
+    label: str
+    distribution: str
+    version: str
+    load: Callable[[], object]
+    says: str
+    requires: tuple[str, ...] = ()
+    path: Path | None = None
+
+
+def origins(group: str, choice: PluginChoice) -> Iterator[Origin]:
+    """Yield what is chosen: the entry points of a group, sorted by distribution and name, then the files as given."""
+    requires: dict[str, tuple[str, ...]] = {}
+    for distribution, version, point in sorted(map(_named, entry_points(group=group)), key=lambda one: one[::2]):
+        label = f"{distribution}:{point.name}"
+        if not choice.admits(distribution, label):
+            continue
+        if distribution not in requires:
+            requires[distribution] = tuple(point.dist.requires or ()) if point.dist else ()
+        yield Origin(label, distribution, version, point.load, point.value, requires[distribution])
+    seen: set[Path] = set()
+    for path in choice.files:
+        place = path.resolve()
+        if place in seen or choice.blocks(str(path), path.name):
+            continue
+        seen.add(place)
+        yield Origin(str(path), str(path), _content_version(path), partial(load_file, path), str(path), path=place)
+
+
+def _named(point: EntryPoint) -> tuple[str, str, EntryPoint]:
+    distribution = point.dist
+    return (distribution.name, distribution.version, point) if distribution else ("unknown", "", point)
+
+
+def _content_version(path: Path) -> str:
+    """Return the beginning of the content's sha256; nothing for a file that cannot be read, which loading tells."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:_VERSION_LETTERS]
+    except OSError:
+        return ""

@@ -3,10 +3,11 @@
 from saebench_core.activations.readers import LiveReader, StoredReader
 from saebench_core.activations.shuffling import ShuffledRows
 from saebench_core.activations.statistics import measure, statistics_rows
-from saebench_core.activations.storage import MANIFEST, Manifest, Shard, collect, damaged_shards
+from saebench_core.activations.storage import MANIFEST, SHARD_ROWS, Manifest, Shard, collect, damaged_shards, write_rows
 
 __all__ = [
     "MANIFEST",
+    "SHARD_ROWS",
     "LiveReader",
     "Manifest",
     "Shard",
@@ -16,4 +17,5 @@ __all__ = [
     "damaged_shards",
     "measure",
     "statistics_rows",
+    "write_rows",
 ]

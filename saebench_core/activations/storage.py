@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, final
 
@@ -20,7 +20,17 @@ from saebench_core.interfaces.context import Progress, Split
 from saebench_core.interfaces.entry import Model
 from saebench_core.store import file_sha256
 
-__all__ = ["MANIFEST", "TENSOR", "Manifest", "Shard", "collect", "damaged_shards", "missing_shards"]
+__all__ = [
+    "MANIFEST",
+    "SHARD_ROWS",
+    "TENSOR",
+    "Manifest",
+    "Shard",
+    "collect",
+    "damaged_shards",
+    "missing_shards",
+    "write_rows",
+]
 
 SHARD_ROWS: Final = 1 << 16
 MANIFEST: Final = "manifest.json"
@@ -121,24 +131,38 @@ def damaged_shards(folder: Path, manifest: Manifest, told: Callable[[int], None]
 
 
 def collect(backbone: Backbone, site: str, split: Split, rows: int, folder: Path, progress: Progress) -> None:
-    """Store up to ``rows`` rows of a split as safetensors shards with a manifest.
-
-    Values are kept in bf16 where that loses nothing (a backbone that runs in bf16), else in fp32.
+    """Store up to ``rows`` rows of a split, as `write_rows` does.
 
     Raises:
         StoreError: if the split gives no row.
     """
     blocks = rebatch(backbone, site, split, rows, SHARD_ROWS, torch.device("cpu"))
+    if not write_rows(blocks, folder, lambda written: progress(f"activations {split}", written, rows)):
+        raise StoreError(f"the split {split} has no activations at {site}")
+
+
+def write_rows(blocks: Iterable[Tensor], folder: Path, told: Callable[[int], None]) -> int:
+    """Store blocks of rows ``(rows, d_in)``, fp32 on the CPU, as safetensors shards with a manifest; return how many.
+
+    Without a row nothing is written. Values are kept in bf16 where that loses nothing (a backbone that runs in bf16),
+    else in fp32.
+
+    Args:
+        blocks: each becomes a shard.
+        folder: an empty folder.
+        told: hears how many rows have been written.
+    """
     shards: list[dict[str, Any]] = []
     written = width = 0
     for index, block in enumerate(blocks):
         shards.append(_write_shard(folder / f"shard-{index:05d}.safetensors", block))
         written, width = written + block.shape[0], block.shape[1]
-        progress(f"activations {split}", written, rows)
+        told(written)
     if not written:
-        raise StoreError(f"the split {split} has no activations at {site}")
+        return 0
     manifest = Manifest.model_validate({"rows": written, "d_in": width, "shards": shards})
     (folder / MANIFEST).write_text(json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n", encoding="utf-8")
+    return written
 
 
 def _write_shard(path: Path, block: Tensor) -> dict[str, Any]:

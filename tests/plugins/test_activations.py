@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 
@@ -186,6 +187,21 @@ def test_a_shape_that_the_manifest_does_not_state_is_refused(place):
     rewritten(place / "train", d_in=3)
     with pytest.raises(StoreError, match=r"expected the shape \(20, 3\), found \(20, 4\)"):
         StoredReader(place / "train", CPU)
+
+
+def test_a_stated_hash_is_checked_and_stands_for_the_path(place, tmp_path):
+    texts = [(place / split / "manifest.json").read_bytes() for split in SPLITS]
+    sha256 = hashlib.sha256(b"".join(texts)).hexdigest()
+    stated = backbone(place, sha256=sha256)
+    assert stated.describe() == backbone(place).describe()
+    place.rename(tmp_path / "elsewhere")
+    moved = backbone(tmp_path / "elsewhere", sha256=sha256)
+    assert moved.config.identity() == stated.config.identity()
+    assert moved.config.identity() == {"type": "activations", "site": "activations", "seed": 0, "sha256": sha256}
+    assert "sha256" not in backbone(place).config.identity(), "without it, ids are what they were"
+    assert backbone(place).config.identity() != backbone(tmp_path / "elsewhere").config.identity()
+    with pytest.raises(InputError, match=f"have the sha256 {sha256}, not the one"):
+        backbone(tmp_path / "elsewhere", sha256="0" * 64).describe()
 
 
 FROM_FOLDER = changed(

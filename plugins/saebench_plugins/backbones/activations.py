@@ -47,6 +47,17 @@ class StoredActivationsConfig(BackboneConfig):
         description="Folder or fsspec URL with `train`, `calibration` and `evaluation`; a URL is fetched once.",
     )
     site: str = Field("activations", min_length=1, description="Name of the place that the rows were read at.")
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Hash of the three manifests, one after the other; checked, and in cell ids instead of `path`.",
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what shapes results: the place of the rows, or what they are where that is stated."""
+        identity = super().identity()
+        del identity["sha256" if self.sha256 is None else "path"]
+        return identity
 
 
 class _Stated(NamedTuple):
@@ -73,12 +84,14 @@ class StoredActivations(Backbone):
         """Read the manifests, which are small.
 
         Raises:
-            InputError: if one is missing or unsound, or widths differ.
+            InputError: if one is missing or unsound, widths differ, or they are not those that `sha256` states.
         """
         stated: dict[Split, _Stated] = {}
+        together = hashlib.sha256()
         for split in _SPLITS:
             where = f"{self.config.path.rstrip('/')}/{split}/{MANIFEST}"
             text = self._place.text(split, where)
+            together.update(text)
             try:
                 stated[split] = _Stated(Manifest.parse(text, where), hashlib.sha256(text).hexdigest())
             except SaebenchError as error:
@@ -86,6 +99,8 @@ class StoredActivations(Backbone):
         widths = {split: entry.manifest.d_in for split, entry in stated.items()}
         if len(set(widths.values())) > 1:
             raise InputError(f"{self.config.path}: the splits differ in d_in: {widths}")
+        if self.config.sha256 not in (None, found := together.hexdigest()):
+            raise InputError(f"{self.config.path}: the manifests have the sha256 {found}, not the one that is stated")
         return stated
 
     def describe(self) -> BackboneDescription:

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
         StoredReader as StoredReader,
         damaged_shards as damaged_shards,
     )
+    from saebench_core.api import (
+        CellOutcome as CellOutcome,
+        Results as Results,
+        Scores as Scores,
+        run as run,
+        score as score,
+        train_twins as train_twins,
+    )
     from saebench_core.errors import (
         InputError as InputError,
         MissingPackageError as MissingPackageError,
@@ -118,6 +126,8 @@ if TYPE_CHECKING:
         named_generator as named_generator,
         tensor_sha256 as tensor_sha256,
     )
+    from saebench_core.registry import Registry as Registry
+    from saebench_core.results import CellResult as CellResult, MetricValue as MetricValue
     from saebench_core.rules import (
         BatchTopK as BatchTopK,
         Export as Export,
@@ -148,6 +158,7 @@ _HOME: dict[str, str] = {
     name: module
     for module, names in {
         "activations": ("MANIFEST", "Manifest", "StoredReader", "damaged_shards"),
+        "api": ("CellOutcome", "Results", "Scores", "run", "score", "train_twins"),
         "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
         "formats": (
             "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_sizes", "read_checkpoint",
@@ -177,6 +188,8 @@ _HOME: dict[str, str] = {
             "WeightedTerm",
         ),
         "randomness": ("derive_seed", "named_generator", "tensor_sha256"),
+        "registry": ("Registry",),
+        "results": ("CellResult", "MetricValue"),
         "rules": ("BatchTopK", "Export", "Gated", "JumpReLU", "ReLU", "Role", "Rule", "TensorInfo", "TopK"),
         "sae": ("SparseAutoencoder",),
         "sources": (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
-from saebench_core.api import Opened, reopen
+from saebench_core.api import GIVEN, ROWS, Opened, reopen
 from saebench_core.catalog import Catalog, Plugin
 from saebench_core.errors import InputError
 from saebench_core.plan import core_digest
@@ -21,8 +22,11 @@ from saebench_core.training.checkpoints import FOLDER as CHECKPOINTS
 __all__ = ["Needs", "Place", "Removal", "known_registries", "needs_of", "places", "remove", "unneeded"]
 
 State = Literal["complete", "draft", "remains", "checkpoint"]
-KINDS: Final = frozenset({"activations", "statistics", "metric", "derived", "sae", "score"})
+HANDED: Final = frozenset({ROWS, GIVEN})
+"""Kinds that notebooks hand over; a registry needs those that its text names by their keys."""
+KINDS: Final = frozenset({"activations", "statistics", "metric", "derived", "sae", "score"}) | HANDED
 """Kinds that registries are known to need or not to need; any other is left alone."""
+_KEY: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 
 @final
@@ -80,16 +84,20 @@ class Needs:
         products: kind and key of the products in their plans.
         backbones: backbones of their plans, as JSON; their statistics are needed.
         plugins: names, identities and environments, as JSON; what these plugins made for themselves is needed.
+        named: keys that stand in their texts.
     """
 
     products: frozenset[tuple[str, str]]
     backbones: frozenset[str]
     plugins: frozenset[str]
+    named: frozenset[str]
 
     def cover(self, place: Place) -> bool:
         """Say whether a product is needed; where a plan does not name it, its identity decides."""
         if (place.kind, place.key) in self.products or place.kind not in KINDS:
             return True
+        if place.kind in HANDED:
+            return place.key in self.named
         if place.kind not in {"statistics", "derived"}:
             return False
         try:
@@ -108,13 +116,15 @@ def needs_of(registries: Iterable[Opened]) -> Needs:
     products: set[tuple[str, str]] = set()
     backbones: set[str] = set()
     plugins: set[str] = set()
+    named: set[str] = set()
     for opened in registries:
+        named.update(_KEY.findall(opened.registry.text))
         products |= {(product.kind, product.key) for task in opened.plan.tasks for product in task.products}
         backbones |= {canonical_json(identity) for identity in opened.plan.identities.values()}
         environment = {"device": opened.environment.device, "torch": opened.environment.torch}
         for plugin in _plugins(opened):
             plugins.add(canonical_json({"name": plugin.name, "plugin": plugin.identity(), **environment}))
-    return Needs(frozenset(products), frozenset(backbones), frozenset(plugins))
+    return Needs(frozenset(products), frozenset(backbones), frozenset(plugins), frozenset(named))
 
 
 def _plugins(opened: Opened) -> list[Plugin]:

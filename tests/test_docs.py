@@ -20,7 +20,7 @@ from saebench_core.rules import TopK
 from saebench_core.tasks import finish, train
 from saebench_core.training.settings import PRESETS, TrainingSettings
 from tests.helpers.distributions import Site
-from tests.helpers.registries import built_in, call, load
+from tests.helpers.registries import TINY, built_in, call, load
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -141,6 +141,33 @@ def test_the_example_of_a_plugin_works(tmp_path, monkeypatch):
         assert (recipe.rule, recipe.centring, cell.d_sae) == (TopK(3), "none", 64)
     finally:
         site.forget()
+
+
+def masked(text):
+    """Return the words of an output, every number the same: numbers are a machine's own."""
+    return re.sub(r"-?\d[\d.,]*(e[+-]?\d+)?", "#", text).split()
+
+
+def test_the_examples_in_python_print_what_the_page_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (DOCS / "python_api.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == len(blocks(page, "python"))
+    names = {}
+    for source, shown in examples:
+        exec(source, names)
+        told = capsys.readouterr()
+        assert masked(told.out) == masked(shown), told.out
+        assert told.err == ""
+    assert [path.name for path in tmp_path.iterdir()] == [".saebench"]
+
+
+def test_the_example_in_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "registry.yaml").write_text(TINY)
+    (source,) = blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python")
+    exec(source, {})
+    assert "sweep tiny" in capsys.readouterr().out
 
 
 def test_the_example_of_a_registry_is_valid():

@@ -20,7 +20,7 @@ from saebench_core.tasks import collect_records, pick_device
 from saebench_core.tasks.perform import Failures
 from saebench_core.tasks.workbench import pick_dtype
 
-__all__ = ["Opened", "existing", "open_registry", "plan_registry", "reopen"]
+__all__ = ["Opened", "checked_workdir", "existing", "open_registry", "plan_registry", "reopen"]
 
 _OVERRIDE: Final = "# --set "
 
@@ -102,7 +102,7 @@ def open_registry(
     if device is not None:
         overrides = (*overrides, f"runtime.device={device}")
     make = Registry.from_preset if source.startswith(PREFIX) else Registry.from_file
-    _checked(workdir)
+    checked_workdir(workdir)
     return plan_registry(make(source, overrides=overrides, catalog=make_catalog(choice)), workdir, only)
 
 
@@ -117,15 +117,20 @@ def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = ()) -
     Raises:
         InputError: if the workdir can be no folder, or no cell matches.
     """
-    workdir = _checked(workdir)
+    workdir = checked_workdir(workdir)
     chosen = pick_device(registry.runtime.device)
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
-    cells: tuple[Cell, ...] | None = registry.select(only) if only else None
+    cells: tuple[Cell, ...] | None = registry.select([only] if isinstance(only, str) else only) if only else None
     plan = make_plan(registry, registry.catalog, environment, cells)
     return Opened(registry, registry.catalog, plan, workdir, environment)
 
 
-def _checked(workdir: Path) -> Path:
+def checked_workdir(workdir: Path) -> Path:
+    """Return the workdir as an absolute path.
+
+    Raises:
+        InputError: if it can be no folder.
+    """
     workdir = workdir.absolute()
     if not (place := existing(workdir)).is_dir():
         raise InputError(f"workdir {workdir}: {place} is no folder")

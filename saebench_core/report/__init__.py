@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from saebench_core.report.certificates import CertificateRow, certificate_rows
 from saebench_core.report.console import console_text, show
+from saebench_core.report.frames import long_frame, score_frame, score_lines, tidy, wide_frame
 from saebench_core.report.html import render_html, write_html
-from saebench_core.report.tables import Comparison, Entry, ScoreRow, Verdicts, comparisons, tidy
+from saebench_core.report.tables import Comparison, Entry, ScoreRow, Verdicts, comparisons
 
 __all__ = [
     "CertificateRow",
@@ -16,8 +17,12 @@ __all__ = [
     "certificate_rows",
     "comparisons",
     "console_text",
+    "long_frame",
     "render_html",
+    "score_frame",
+    "score_lines",
     "show",
     "tidy",
+    "wide_frame",
     "write_html",
 ]

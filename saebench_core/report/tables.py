@@ -10,11 +10,11 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, final
+from typing import Final, Literal, NamedTuple, final
 
 from saebench_core.results import CellRecord, CellResult, MetricValue
 
-__all__ = ["Block", "Comparison", "Entry", "ScoreRow", "Verdicts", "comparisons", "is_trained", "score_names", "tidy"]
+__all__ = ["Block", "Comparison", "Entry", "ScoreRow", "Verdicts", "comparisons", "is_trained", "score_names"]
 
 Direction = Literal["higher", "lower", "none"]
 
@@ -279,28 +279,3 @@ def _learned(
     if gain <= 0 or math.isclose(top, floor, rel_tol=1e-9, abs_tol=1e-12):
         return best.constraint, None, "the trained SAE is not above the floor"
     return best.constraint, sign * (top - below) / gain, ""
-
-
-def tidy(records: Iterable[CellRecord], scores: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return one flat row a cell and score, nothing averaged: what a data frame or a CSV file is made of."""
-    rows = []
-    for record in records:
-        result = record.result
-        cell = {
-            "cell_id": result.cell_id,
-            "backbone": result.backbone.name,
-            "site": result.site,
-            "architecture": result.architecture.name,
-            "l0_target": result.l0_target,
-            "constraint": result.constraint.name,
-            "init": result.init,
-            "seed": result.seed,
-            "status": result.status,
-            "flags": " ".join(result.flags),
-        }
-        for name in scores if scores is not None else result.metrics:
-            metric = result.metrics.get(name)
-            if metric is not None:
-                fields = metric.model_dump(exclude={"status"})
-                rows.append({**cell, "score": name, "applies": metric.status == "ok", **fields})
-    return rows

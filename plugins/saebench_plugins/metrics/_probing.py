@@ -119,7 +119,8 @@ class Pooled:
         weights = torch.zeros(self.n_items, dtype=torch.float64)
         positive = labels.to(torch.float64)
         weights[items] = positive / positive.sum() - (1 - positive) / (1 - positive).sum()
-        return torch.bincount(self.latents, self.values * weights[self.items], minlength=len(self.bounds) - 1)
+        found = torch.bincount(self.latents, self.values * weights[self.items], minlength=len(self.bounds) - 1)
+        return found.to(torch.float64)  # without a single code torch counts in whole numbers
 
     def ranked(self, items: Int[Tensor, " some"], labels: Bool[Tensor, " some"], count: int) -> list[int]:
         """Return the latents with the largest absolute mean difference; of equal ones the first."""

@@ -1,0 +1,219 @@
+"""Backbones that the kit brings itself: known features, a language model, a vision model, and one that is none of them.
+
+They are a few kilobytes, drawn from fixed seeds, and do exactly what their contracts say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saebench_core.interfaces.backbone import ActivationBatch, Backbone, BackboneDescription, Patch, TokenBatch
+from saebench_core.interfaces.context import Context, Split
+from saebench_core.kernels import Codes, Selection
+from saebench_core.randomness import named_generator
+
+__all__ = ["WORLDS", "BareBackbone", "PlantedBackbone", "TinyLanguageModel", "TinyVisionModel", "planted_rows"]
+
+_ROWS: Final[Mapping[Split, int]] = {"train": 320, "calibration": 320, "evaluation": 320}
+_PART: Final = 64
+_WIDTH: Final = 16
+
+
+def planted_rows(count: int, d_in: int, role: str = "rows") -> Float[Tensor, "rows d_in"]:
+    """Return sparse sums of twice as many directions as there are dimensions, off centre, of mean square norm one."""
+    draw = named_generator("conformance", role, d_in)
+    features = torch.randn(2 * d_in, d_in, generator=named_generator("conformance", "features", d_in), device="cpu")
+    fires = torch.rand(count, 2 * d_in, generator=draw, device="cpu") < 2.5 / (2 * d_in)
+    sizes = 0.7 + torch.rand(count, 2 * d_in, generator=draw, device="cpu")
+    x = (fires * sizes) @ torch.nn.functional.normalize(features, dim=1) + 0.1
+    return x / x.square().sum(1).mean().sqrt()
+
+
+def _orthonormal(draw: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    rows: Tensor = torch.linalg.qr(draw).Q.T.contiguous()
+    return rows
+
+
+class _Stored(Backbone):
+    """Rows that lie in memory, at one site."""
+
+    modality: Literal["synthetic", "language", "vision", "other"] = "other"
+    site: str = "values"
+
+    def _values(self, split: Split) -> Float[Tensor, "rows d_in"]:
+        return planted_rows(_ROWS[split], _WIDTH, split)
+
+    def describe(self) -> BackboneDescription:
+        """Return the one site."""
+        return BackboneDescription(self.modality, {self.site: _WIDTH}, regenerates=True)
+
+    def prepare(self, context: Context) -> None:
+        """There is nothing to load."""
+
+    def rows_available(self, site: str, split: Split) -> int:
+        """Return the rows of a split."""
+        return len(self._values(split))
+
+    def stream(self, site: str, split: Split, start: int, rows: int) -> Iterator[ActivationBatch]:
+        """Yield rows in parts."""
+        for part in torch.split(self._values(split)[start : start + rows], _PART):
+            yield ActivationBatch(part, part)
+
+
+class BareBackbone(_Stored):
+    """Rows, and nothing else is known."""
+
+
+class PlantedBackbone(_Stored):
+    """Sums of orthonormal features; offers `GroundTruth`."""
+
+    modality = "synthetic"
+
+    def features(self) -> Float[Tensor, "n_features d_in"]:
+        """Return the directions."""
+        draw = torch.randn(_WIDTH, _WIDTH, generator=named_generator("conformance", "basis"), device="cpu")
+        return _orthonormal(draw)
+
+    def probabilities(self) -> Float[Tensor, " n_features"]:
+        """Return how often each feature fires."""
+        return torch.linspace(0.1, 0.4, _WIDTH, device="cpu")
+
+    def _dense(self, split: Split) -> Float[Tensor, "rows n_features"]:
+        draw = named_generator("conformance", "codes", split)
+        fires = torch.rand(_ROWS[split], _WIDTH, generator=draw, device="cpu") < self.probabilities()
+        return fires * (0.5 + torch.rand(_ROWS[split], _WIDTH, generator=draw, device="cpu"))
+
+    def codes(self, split: Split, start: int, rows: int) -> Codes:
+        """Return the true coefficients of some rows."""
+        dense = self._dense(split)[start : start + rows]
+        at, cols = dense.nonzero(as_tuple=True)
+        return Codes(Selection(at, cols, dense.shape[0], dense.shape[1]), dense[at, cols])
+
+    def _values(self, split: Split) -> Float[Tensor, "rows d_in"]:
+        return self._dense(split) @ self.features()
+
+
+class TinyLanguageModel(_Stored):
+    """Embeddings that tell the next token; offers `LanguageModel`. Token 0 begins each sequence and is no row."""
+
+    modality = "language"
+    site = "layers.0"
+    vocabulary: Final = _WIDTH
+    length: Final = 9
+    count: Final = 40
+
+    def _embeddings(self) -> Float[Tensor, "vocabulary d_in"]:
+        draw = torch.randn(_WIDTH, _WIDTH, generator=named_generator("conformance", "embeddings"), device="cpu")
+        return _orthonormal(draw)
+
+    def _following(self, ids: Tensor) -> Tensor:
+        return (ids * 4 + 2) % (self.vocabulary - 1) + 1  # one after another, through all but the first
+
+    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
+        """Return a token a word."""
+        words = [[sum(word.encode()) % (self.vocabulary - 1) + 1 for word in text.split()] for text in texts]
+        cut = [[0, *ids][:max_tokens] for ids in words]
+        longest = max((len(ids) for ids in cut), default=0)
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut], dtype=torch.int64, device="cpu")
+        return self._batch(ids, torch.tensor([len(ids) for ids in cut], device="cpu"))
+
+    def _batch(self, ids: Tensor, lengths: Tensor) -> TokenBatch:
+        places = torch.arange(ids.shape[1], device="cpu")
+        attention = places < lengths[:, None]
+        return TokenBatch(ids, attention, attention & (places > 0))
+
+    def sequences(self, split: Split, start: int, count: int) -> TokenBatch:
+        """Return sequences in which one token in five is not the one that follows."""
+        draw = named_generator("conformance", "sequences", split)
+        ids = torch.zeros(self.count, self.length, dtype=torch.int64, device="cpu")
+        for place in range(1, self.length):
+            other = torch.randint(1, self.vocabulary, (self.count,), generator=draw, device="cpu")
+            kept = torch.rand(self.count, generator=draw, device="cpu") < 0.8
+            ids[:, place] = torch.where(kept & (place > 1), self._following(ids[:, place - 1]), other)
+        lengths = torch.randint(self.length - 3, self.length + 1, (self.count,), generator=draw, device="cpu")
+        chosen = slice(start, start + count)
+        return self._batch(ids[chosen], lengths[chosen])
+
+    def _hidden(self, tokens: TokenBatch) -> Float[Tensor, "sequences length d_in"]:
+        hidden = 3 * self._embeddings()[tokens.ids]
+        hidden[:, 1:] = hidden[:, 1:] + 0.3 * hidden[:, :-1].clone()
+        return hidden
+
+    def read(self, tokens: TokenBatch, site: str) -> Float[Tensor, "kept d_in"]:
+        """Return the activations of the kept tokens."""
+        return self._hidden(tokens)[tokens.kept]
+
+    def logits(
+        self, tokens: TokenBatch, site: str, patch: Patch | None
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """Return the logits, kept activations patched."""
+        hidden = self._hidden(tokens)
+        if patch is not None:
+            hidden = hidden.clone()
+            hidden[tokens.kept] = patch(hidden[tokens.kept])
+        heads = torch.empty(self.vocabulary, _WIDTH, device="cpu")
+        heads[self._following(torch.arange(1, self.vocabulary, device="cpu"))] = self._embeddings()[1:]
+        heads[0] = -self._embeddings().mean(0)
+        return hidden @ heads.T
+
+    def _values(self, split: Split) -> Float[Tensor, "rows d_in"]:
+        return self.read(self.sequences(split, 0, self.count), self.site)
+
+
+class TinyVisionModel(_Stored):
+    """Images of three classes, their halves as two tokens; offers `VisionModel`."""
+
+    modality = "vision"
+    site = "blocks.0"
+    count: Final = 90
+
+    def _patterns(self) -> Float[Tensor, "classes pixels"]:
+        draw = torch.randn(3, 2 * _WIDTH, generator=named_generator("conformance", "patterns"), device="cpu")
+        return torch.nn.functional.normalize(draw, dim=1)
+
+    def image_count(self, split: Split) -> int:
+        """Return the number of images."""
+        return self.count
+
+    def labels(self, split: Split) -> Int[Tensor, " images"]:
+        """Return every image's class."""
+        return torch.arange(self.count, device="cpu") % 3
+
+    def class_names(self) -> Sequence[str]:
+        """Return the names of the classes."""
+        return ("ape", "bee", "cat")
+
+    def images(self, split: Split, start: int, count: int) -> Float[Tensor, "images channels height width"]:
+        """Return patterns with noise."""
+        draw = named_generator("conformance", "images", split)
+        noise = torch.randn(self.count, 2 * _WIDTH, generator=draw, device="cpu")
+        flat = 2 * self._patterns()[self.labels(split)] + 0.3 * noise
+        return flat[start : start + count].view(-1, 2, 4, 4)
+
+    def read_images(self, images: Tensor, site: str) -> Float[Tensor, "images tokens d_in"]:
+        """Return the tokens of images."""
+        return images.reshape(-1, 2, _WIDTH).clone()
+
+    def zero_shot_logits(self, images: Tensor, site: str, patch: Patch | None) -> Float[Tensor, "images classes"]:
+        """Return the products with the patterns, tokens patched."""
+        tokens = self.read_images(images, site)
+        if patch is not None:
+            tokens = patch(tokens.flatten(0, 1)).view_as(tokens)
+        return 2 * tokens.flatten(1) @ self._patterns().T
+
+    def _values(self, split: Split) -> Float[Tensor, "rows d_in"]:
+        return self.read_images(self.images(split, 0, self.count), self.site).flatten(0, 1)
+
+
+WORLDS: Final[Mapping[str, Callable[[], Backbone]]] = {
+    "known features": PlantedBackbone,
+    "a language model": TinyLanguageModel,
+    "a vision model": TinyVisionModel,
+    "rows alone": BareBackbone,
+}
+"""What metrics are tried on."""

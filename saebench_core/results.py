@@ -110,7 +110,8 @@ class CellRecord(_Record):
         finished_ms: when its last product was published, milliseconds since 1970.
         seconds: time of building, by kind of task.
         params: flat settings (numbers and text) that people filter and group by, the same keys for every cell.
-        plugins: distribution and version behind the entries, e.g. ``{"architecture": "saebench-core 0.1.0"}``.
+        plugins: distribution and version behind the entries, e.g. ``{"architecture": "saebench-core 0.1.0"}``; metrics
+            have keys such as ``metric.reconstruction``.
         paired: False for a loaded SAE and its references, which share neither draw nor batches with it.
     """
 

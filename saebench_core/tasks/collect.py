@@ -183,6 +183,7 @@ def _record(
         "backbone": cell.backbone,
         "architecture": cell.architecture,
         "constraint": cell.constraint,
+        **{f"metric.{entry.type}": entry for entry in registry.metrics_of(cell)},
     }
     return CellRecord(
         result=result,

@@ -1,0 +1,1 @@
+"""Four plugins for saebench_core: one of each kind."""

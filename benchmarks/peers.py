@@ -34,10 +34,9 @@ def at_target(weight, bias, data, k, threshold=None):
         (bias if threshold is None else threshold).fill_(-float(least) if threshold is None else float(least))
 
 
-def silence(weight, bias, dead):
+def silence(weight, dead):
     with torch.no_grad():
         weight[:, :dead] *= 1e-3
-        bias[:dead] = -1e-3
 
 
 def fastest(step, count):
@@ -74,7 +73,7 @@ def saelens(case):
     )  # fmt: skip
     trainer = SAETrainer(cfg=settings, sae=sae, data_provider=iter([]), save_checkpoint_fn=lambda **_: None)
     if case["dead"]:
-        silence(sae.W_enc, sae.b_enc, case["dead"])
+        silence(sae.W_enc, case["dead"])
     silent = trainer.n_forward_passes_since_fired
 
     def step(number):
@@ -102,7 +101,7 @@ def dictionary_learning(case):
     elif case["architecture"] == "jumprelu":
         at_target(trainer.ae.W_enc, None, data, case["k"], trainer.ae.threshold)
     if case["dead"]:
-        silence(trainer.ae.encoder.weight.T, trainer.ae.encoder.bias, case["dead"])
+        silence(trainer.ae.encoder.weight.T, case["dead"])
 
     def step(number):
         if case["dead"]:

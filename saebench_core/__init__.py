@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         Checkpoint as Checkpoint,
         CheckpointFormat as CheckpointFormat,
         checkpoint_files as checkpoint_files,
+        checkpoint_plugins as checkpoint_plugins,
         checkpoint_sizes as checkpoint_sizes,
         read_checkpoint as read_checkpoint,
     )
@@ -161,7 +162,7 @@ _HOME: dict[str, str] = {
         "api": ("CellOutcome", "Results", "Scores", "run", "score", "train_twins"),
         "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
         "formats": (
-            "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_sizes", "read_checkpoint",
+            "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_plugins", "checkpoint_sizes", "read_checkpoint",
         ),
         "geometry": ("drawn_order", "project_on_band"),
         "hookspecs": ("hookimpl",),

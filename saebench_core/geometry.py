@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from saebench_core.randomness import named_generator, tensor_sha256
+
 __all__ = ["drawn_order", "project_on_band"]
 
 _GUARD: Final = 1e-5
@@ -59,9 +61,10 @@ def _orthogonal_axis(anchors: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_in"
 
 
 def drawn_order(directions: Float[Tensor, "d_sae d_in"]) -> Int[Tensor, " d_sae"]:
-    """Return the latents in an order that their drawn directions decide, by the first coordinate.
+    """Return the latents in a random order that their drawn directions decide: a permutation seeded by their hash.
 
-    Each order is as likely as any other, for rows are drawn alike; so whatever a constraint has to choose among latents
-    at random needs no further draw, and the hash of the draw covers it.
+    Whatever a constraint has to choose among latents at random needs no further draw to be kept, for anybody who has
+    the draw has the order. It tells nothing of where a direction points.
     """
-    return directions[:, 0].argsort(stable=True)
+    generator = named_generator("order of latents", tensor_sha256(directions))
+    return torch.randperm(directions.shape[0], generator=generator, device="cpu").to(directions.device)

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 
 from saebench_core.errors import StoreError
 
-__all__ = ["Store", "canonical_json", "content_key", "file_sha256", "write_atomically"]
+__all__ = ["Store", "canonical_json", "content_key", "file_sha256", "flush_file", "flush_folder", "write_atomically"]
 
 DONE: Final = "DONE"
 _HOLDS: Final = ".holds"
@@ -68,10 +68,11 @@ def write_atomically(path: Path, text: str) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
-def _flush_folder(path: Path) -> None:
+def flush_folder(path: Path) -> None:
+    """Make sure that the names in a folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -79,7 +80,8 @@ def _flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _flush_file(path: Path) -> None:
+def flush_file(path: Path) -> None:
+    """Make sure that a file's content is on the disk."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 
@@ -151,7 +153,7 @@ class Store:
             if place.exists():  # without DONE: remains of an interrupted removal
                 shutil.rmtree(place)
             draft.rename(place)
-            _flush_folder(place.parent)
+            flush_folder(place.parent)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -159,14 +161,14 @@ class Store:
     def _seal(self, draft: Path, seconds: float) -> None:
         files = {}
         for path in sorted(path for path in draft.rglob("*") if path.is_file()):
-            _flush_file(path)
+            flush_file(path)
             files[path.relative_to(draft).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         record = {"files": files, "seconds": round(seconds, 3), "published_ms": time.time_ns() // 1_000_000}
         with (draft / DONE).open("w", encoding="utf-8") as stream:
             json.dump(record, stream, indent=1, sort_keys=True)
             stream.flush()
             os.fsync(stream.fileno())
-        _flush_folder(draft)
+        flush_folder(draft)
 
     def verify(self, kind: str, key: str) -> list[str]:
         """Return the files of a product whose size or hash differs from its ``DONE`` record."""

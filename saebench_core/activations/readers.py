@@ -20,7 +20,8 @@ from saebench_core.interfaces.context import ActivationReader, Split
 
 __all__ = ["LiveReader", "RandomAccess", "StoredReader"]
 
-_WINDOW_ROWS: Final = 1 << 16
+WINDOW_ROWS: Final = 1 << 16
+"""Rows that are permuted together where they are drawn again."""
 
 
 class RandomAccess(ActivationReader, Protocol):
@@ -61,7 +62,7 @@ class LiveReader:
     @property
     def window(self) -> int:
         """Rows are permuted within windows of this size."""
-        return _WINDOW_ROWS
+        return WINDOW_ROWS
 
     @property
     def exact(self) -> bool:

@@ -66,6 +66,7 @@ class ShuffledRows:
         source: str = "",
         buffer_rows: int | None = None,
         exact: bool = False,
+        kept_rows: dict[int, int] | None = None,
     ) -> None:
         """Make the order.
 
@@ -78,6 +79,7 @@ class ShuffledRows:
             source: what the rows are, for the hash.
             buffer_rows: rows that are held at once where rows are streamed; None where all can be permuted.
             exact: no row is ever left out by the reader.
+            kept_rows: shared with other orders of the same windows, so that none counts what another has counted.
 
         Raises:
             InputError: if there is less than one batch.
@@ -91,7 +93,7 @@ class ShuffledRows:
         self.seed = seed
         self.buffer_rows = buffer_rows
         self.exact = exact
-        self.kept_rows: dict[int, int] = {}
+        self.kept_rows: dict[int, int] = {} if kept_rows is None else kept_rows
         self.repeated = False
         mode = "" if buffer_rows is None else f"/{buffer_rows}"
         self._start = hashlib.sha256(f"{source}/{self.rows}/{total}/{batch_size}{mode}".encode()).hexdigest()
@@ -102,7 +104,7 @@ class ShuffledRows:
         """Number of batches."""
         return self.total // self.batch_size
 
-    def batches(self, start: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
+    def batches(self, start: int = 0) -> Generator[Float[Tensor, "rows d_in"], None, None]:
         """Yield ``total / batch_size`` batches; rows come again, newly permuted, when they run out.
 
         A thread reads ahead: the next window while one is in use, or the next batches where rows are stored.

@@ -34,7 +34,8 @@ def check_space(opened: Opened, waiting: Sequence[Task]) -> None:
     Raises:
         InsufficientSpaceError: with both numbers.
     """
-    needed = int(opened.plan.total(waiting).disk_bytes * _SPACE_MARGIN)
+    expected = opened.plan.total(waiting)
+    needed = int((expected.disk_bytes + expected.scratch_bytes) * _SPACE_MARGIN)
     free = shutil.disk_usage(existing(opened.workdir)).free
     if needed > free:
         raise InsufficientSpaceError(

@@ -59,15 +59,34 @@ class Catalog:
             return self._plugins[kind][name]
         raise InputError(self.unknown(kind, name))
 
+    def find(self, name: str, kind: str | None = None) -> Plugin:
+        """Return the plugin of a name, whatever its kind unless one is given.
+
+        Raises:
+            InputError: if there is no such kind, no such plugin, or several kinds have one.
+        """
+        kinds = get_args(Kind)
+        if kind is not None and kind not in kinds:
+            raise InputError(f"{kind!r} is no kind of plugin{nearest(kind, kinds)}; kinds: {', '.join(kinds)}")
+        if kind is not None:
+            return self.get(cast(Kind, kind), name)
+        found = [plugin for plugin in self if plugin.name == name]
+        if len(found) > 1:
+            kinds_of = " and ".join(plugin.kind for plugin in found)
+            raise InputError(f"{name!r} is the name of plugins of kind {kinds_of}; say which with --kind")
+        if not found:
+            near = nearest(name, sorted({plugin.name for plugin in self}))
+            raise InputError(f"no plugin is called {name!r}{near}; see: saebench plugins list{self._failed()}")
+        return found[0]
+
     def unknown(self, kind: Kind, name: str) -> str:
         """Return the message for a name that no plugin of a kind has."""
-        message = (
-            f"no {kind} is called {name!r}{nearest(name, self.names(kind))}; installed: {', '.join(self.names(kind))}"
-        )
-        if self.failures:
-            failed = "; ".join(f"{failure.plugin}: {failure.error}" for failure in self.failures)
-            message += f"; plugins that failed to load: {failed}"
-        return message
+        names = self.names(kind)
+        return f"no {kind} is called {name!r}{nearest(name, names)}; installed: {', '.join(names)}{self._failed()}"
+
+    def _failed(self) -> str:
+        failed = "; ".join(f"{failure.plugin}: {failure.error}" for failure in self.failures)
+        return f"; plugins that failed to load: {failed}" if failed else ""
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the selection rule of a saved SAE: the format's, or what the plugins that wrote it make of it.
@@ -86,7 +105,7 @@ class Catalog:
                 raise
         plugin = self.get("architecture", str(stored.get("type")))
         entry = plugin.spec.config.model_validate(stored)
-        shape = Shape(int(config["d_in"]), int(config["d_sae"]), float(config["metadata"]["l0"]))
+        shape = _shape(config)
         recipe = cast(ArchitectureSpec, plugin.spec).build(entry).recipe(shape)
         held = config["metadata"].get("constraint")
         if isinstance(held, dict):  # it may have put another rule in the place of the architecture's
@@ -101,3 +120,15 @@ class Catalog:
             InputError: if nothing installed knows the architecture.
         """
         return SparseAutoencoder.load(path, self.rule_of(read_config(path)), device)
+
+
+def _shape(config: Mapping[str, Any]) -> Shape:
+    """Return the sizes that a saved SAE's rule was made for.
+
+    Raises:
+        InputError: if its configuration does not say them.
+    """
+    try:
+        return Shape(int(config["d_in"]), int(config["d_sae"]), float(config["metadata"]["l0"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the configuration of this SAE needs d_in, d_sae and metadata.l0: {error!r}") from error

@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointFormat",
     "Facts",
     "checkpoint_files",
+    "checkpoint_plugins",
     "checkpoint_sizes",
     "find_weights",
     "read_checkpoint",
@@ -101,6 +102,16 @@ def checkpoint_files(path: Path, format: str = "auto") -> dict[str, Path]:
         InputError: if the format is unknown, or the files do not tell one.
     """
     return companions(*find_weights(path, format))
+
+
+def checkpoint_plugins(path: Path, format: str = "auto") -> dict[str, Any]:
+    """Return the entries of the plugins whose rule an SAE has, by kind; the arguments are those of `read_checkpoint`.
+
+    Raises:
+        InputError: if the files do not tell a format, or cannot be read.
+    """
+    name, weights = find_weights(path, format)
+    return saelens.plugins(weights) if name == saelens.NAME else {}
 
 
 def _nothing(path: Path, names: Mapping[str, str] | list[str]) -> str:

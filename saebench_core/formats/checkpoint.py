@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -45,7 +45,8 @@ class Facts:
         k: active latents a row that it was trained for.
         tokens: training budget in rows of activations.
         notes: what was folded into the weights.
-        plugin: entry of the architecture plugin whose rule it has; None where the rule is the format's own.
+        plugins: entries of the plugins whose rule it has, ``architecture`` and ``constraint``; empty where the rule is
+            the format's own.
     """
 
     format: str
@@ -56,7 +57,7 @@ class Facts:
     k: float | None = None
     tokens: int | None = None
     notes: tuple[str, ...] = ()
-    plugin: Mapping[str, Any] | None = None
+    plugins: Mapping[str, Any] = field(default_factory=dict)
 
 
 @final

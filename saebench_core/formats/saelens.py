@@ -27,7 +27,7 @@ from saebench_core.formats.checkpoint import (
 from saebench_core.rules import JumpReLU, Rule
 from saebench_core.sae import inference_rule
 
-__all__ = ["NAME", "WEIGHTS", "read"]
+__all__ = ["NAME", "WEIGHTS", "plugins", "read"]
 
 NAME: Final = "saelens"
 WEIGHTS: Final = "sae_weights.safetensors"
@@ -59,9 +59,19 @@ def read(weights: Path, rule_of: Callable[[Mapping[str, Any]], Rule] = inference
     tensors = _rescaled(tensors, config, notes)
     tensors = _thresholds(tensors, weights)
     sae = assemble(weights, tensors, rule, "b_dec" if config["apply_b_dec_to_input"] else "none")
-    stored = config["metadata"]["architecture"]
-    strange = config["architecture"] not in (*_BATCH, *_KNOWN) and isinstance(stored, dict)
-    return Checkpoint(sae, _facts(config, weights, tuple(notes), stored if strange else None))
+    return Checkpoint(sae, _facts(config, weights, tuple(notes)))
+
+
+def plugins(weights: Path) -> dict[str, Any]:
+    """Return the entries of the plugins whose rule an SAE has, by kind; empty where the rule is the format's own."""
+    return _plugins(_modern(read_json(weights.with_name("cfg.json"))))
+
+
+def _plugins(config: Mapping[str, Any]) -> dict[str, Any]:
+    if config["architecture"] in (*_BATCH, *_KNOWN):
+        return {}
+    found = {kind: config["metadata"].get(kind) for kind in ("architecture", "constraint")}
+    return {kind: entry for kind, entry in found.items() if isinstance(entry, dict)}
 
 
 def _modern(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,7 +163,7 @@ def _thresholds(tensors: Mapping[str, Tensor], weights: Path) -> dict[str, Tenso
     return found
 
 
-def _facts(config: Mapping[str, Any], weights: Path, notes: tuple[str, ...], plugin: Mapping[str, Any] | None) -> Facts:
+def _facts(config: Mapping[str, Any], weights: Path, notes: tuple[str, ...]) -> Facts:
     metadata = config["metadata"]
     details = metadata.get("training_architecture_details") or {}
     k = next((value for value in (config.get("k"), details.get("k"), metadata.get("l0")) if value), None)
@@ -167,7 +177,7 @@ def _facts(config: Mapping[str, Any], weights: Path, notes: tuple[str, ...], plu
         k=float(k) if isinstance(k, int | float) else None,
         tokens=_tokens(metadata, weights),
         notes=notes,
-        plugin=plugin,
+        plugins=_plugins(config),
     )
 
 

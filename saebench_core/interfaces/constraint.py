@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, ClassVar, Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from saebench_core.geometry import drawn_order
 from saebench_core.interfaces.architecture import Recipe, Shape
 from saebench_core.interfaces.context import ActivationReader
 from saebench_core.interfaces.entry import EntryConfig, Json
@@ -78,11 +80,23 @@ class Statistics:
     covariance: Float[Tensor, "d_in d_in"]
 
 
-class Start(NamedTuple):
-    """Weights at the start: ``w_enc (d_in, d_sae)`` and ``w_dec (d_sae, d_in)``."""
+@final
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Weights at the start.
+
+    Attributes:
+        w_enc: ``(d_in, d_sae)``.
+        w_dec: ``(d_sae, d_in)``.
+    """
 
     w_enc: Float[Tensor, "d_in d_sae"]
     w_dec: Float[Tensor, "d_sae d_in"]
+
+    @cached_property
+    def order(self) -> Int[Tensor, " d_sae"]:
+        """The latents in a random order that the draw decides, for whatever a constraint has to choose among them."""
+        return drawn_order(self.w_dec)
 
 
 def draw_directions(draw: BaseDraw, init: Init, statistics: Statistics) -> Float[Tensor, "d_sae d_in"]:
@@ -139,6 +153,8 @@ class Constraint(ABC):
         self, sae: SparseAutoencoder, twin: SparseAutoencoder | None, rows: ActivationReader
     ) -> SparseAutoencoder:
         """Return the SAE with what is measured on held-out rows, such as thresholds that match a twin's frequencies.
+
+        A threshold that the rule itself calibrates (`Rule.calibrated`) is set after this.
 
         Args:
             sae: what `finish` returned, acting on raw activations.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, PositiveInt
 
@@ -53,6 +53,10 @@ class LoadedArchitecture(ABC):
     @abstractmethod
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the files that `load` reads; they enter product keys and the certificate."""
+
+    def plugins(self) -> Mapping[Literal["architecture", "constraint"], str]:
+        """Name the plugins that shape what `load` returns, such as the architecture whose rule the SAE has."""
+        return {}
 
     @abstractmethod
     def load(self, context: Context) -> Checkpoint:

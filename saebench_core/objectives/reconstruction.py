@@ -94,7 +94,7 @@ class AuxK(Term):
         encoder = tensors["W_enc"].T.index_select(0, dead)
         bias = tensors[step.rule.encoder_bias].index_select(0, dead)
         decoder = tensors["W_dec"].index_select(0, dead)
-        k = min(residual.shape[1] // 2, dead.numel())
+        k = min(max(1, residual.shape[1] // 2), dead.numel())
         error = _dense_error if k > DENSE_SHARE * dead.numel() else _sparse_error
         return error(step.centred, residual, encoder, bias, decoder, k) / step.n_rows / spread
 

@@ -133,8 +133,8 @@ class PowerPenalty(Term):
         """Return how many changes have passed."""
         if progress < self.first:
             return 0
-        if self.changes == 1:
-            return 1
+        if self.changes == 1 or self.first == self.last:
+            return self.changes
         spacing = (self.last - self.first) / (self.changes - 1)
         return min(self.changes, 1 + int((progress - self.first) / spacing + 1e-9))
 

@@ -9,12 +9,15 @@ from saebench_core.interfaces.backbone import BackboneDescription
 from saebench_core.interfaces.constraint import Constraint
 from saebench_core.plan.graph import Estimate
 from saebench_core.registry import Cell
+from saebench_core.training.fitting import kept_bytes, passing_bytes
 
 __all__ = ["activations_cost", "load_cost", "metric_cost", "sae_bytes", "score_cost", "train_cost"]
 
-_PRODUCTS_A_STEP: Final = 1.3
-_FLOPS: Final = 1.5e11
+_PRODUCTS_A_STEP: Final = 0.8
+_FLOPS: Final = 1.8e11
 _STEP_OVERHEAD: Final = 8e-3
+_CHECKPOINT: Final = 3
+"""Times an SAE's weights: they and two moments each."""
 
 
 def sae_bytes(cell: Cell) -> int:
@@ -45,12 +48,19 @@ def train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: boo
     if settings.activations == "streamed":
         memory += 4 * d_in * min(settings.buffer_rows, settings.total_rows)
     for cell in group:
-        if not cast(Constraint, cell.constraint.instance).trains:
+        if not _trains(cell):
             continue
         product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / _FLOPS
         seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
-    batch = max(cell.training.batch_size * cell.d_sae * 4 * 3 for cell in group)
-    return Estimate(seconds, 5 * sum(map(sae_bytes, group)) + batch + memory, sum(map(sae_bytes, group)))
+    needed = sum(kept_bytes(cell.d_in, cell.d_sae, _trains(cell)) for cell in group)
+    needed += max(passing_bytes(cell.d_in, cell.d_sae) for cell in group)
+    kept = [_CHECKPOINT * sae_bytes(cell) for cell in group if _trains(cell)]
+    scratch = sum(kept) + max(kept, default=0)  # a new checkpoint stands beside the old one
+    return Estimate(seconds, needed + memory, sum(map(sae_bytes, group)), scratch)
+
+
+def _trains(cell: Cell) -> bool:
+    return cast(Constraint, cell.constraint.instance).trains
 
 
 def metric_cost(backbone: BackboneDescription, stored: int) -> Estimate:

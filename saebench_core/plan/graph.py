@@ -20,11 +20,19 @@ Kind = Literal["activations", "metric", "load", "train", "score"]
 @final
 @dataclass(frozen=True)
 class Estimate:
-    """Expected cost on this machine."""
+    """Expected cost on this machine.
+
+    Attributes:
+        seconds: of work.
+        memory_bytes: held at once.
+        disk_bytes: stored, and kept.
+        scratch_bytes: stored while the work is going on.
+    """
 
     seconds: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0
+    scratch_bytes: int = 0
 
 
 @final
@@ -108,10 +116,11 @@ class Plan:
         return [task for task in self.tasks if not task.done(store)]
 
     def total(self, tasks: Iterable[Task]) -> Estimate:
-        """Return summed time and disk, and the largest memory."""
+        """Return summed time and disk, and the largest memory and scratch."""
         chosen = [task.estimate for task in tasks]
         return Estimate(
             sum(estimate.seconds for estimate in chosen),
             max((estimate.memory_bytes for estimate in chosen), default=0),
             sum(estimate.disk_bytes for estimate in chosen),
+            max((estimate.scratch_bytes for estimate in chosen), default=0),
         )

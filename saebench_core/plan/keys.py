@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, cast, final
 
+from saebench_core.catalog import Catalog
 from saebench_core.interfaces.backbone import Backbone, BackboneConfig
 from saebench_core.interfaces.context import Split
 from saebench_core.interfaces.loaded import LoadedArchitecture
@@ -39,14 +40,17 @@ _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
     ),
     "load": (
         "activations", "formats", "kernels", "rules", "sae.py", "sae_files.py", "interfaces/loaded.py",
-        "training/certificate.py", "tasks/load.py",
+        "training/certificate.py", "tasks/load.py", "catalog/listing.py",
     ),
     "train": (
         "activations", "geometry.py", "kernels", "rules", "objectives", "sae.py", "sae_files.py", "randomness.py",
         "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/finish.py",
         "tasks/references.py",
     ),
-    "score": ("kernels", "rules", "sae.py", "sae_files.py", "interfaces/metric.py", "randomness.py", "tasks/score.py"),
+    "score": (
+        "catalog/listing.py", "kernels", "rules", "sae.py", "sae_files.py", "interfaces/metric.py", "randomness.py",
+        "tasks/score.py",
+    ),
 }  # fmt: skip
 """Core modules, and folders of them, that shape a product; an edit of one makes its products anew."""
 
@@ -99,13 +103,19 @@ def activations_product(backbone: Mapping[str, Any], site: str, split: Split, ro
     return Product.of("activations", identity)
 
 
-def loaded_product(cell: Cell, backbone: Mapping[str, Any]) -> Product:
-    """Return the product of an SAE that is read from files."""
+def loaded_product(cell: Cell, backbone: Mapping[str, Any], catalog: Catalog) -> Product:
+    """Return the product of an SAE that is read from files.
+
+    Raises:
+        InputError: if a plugin whose rule it has is not installed.
+    """
+    architecture = cast(LoadedArchitecture, cell.architecture.instance)
     identity = {
         "cell": cell.identity,
         "backbone": backbone,
         "architecture": cell.architecture.plugin.identity(),
-        "fingerprint": dict(cast(LoadedArchitecture, cell.architecture.instance).fingerprint()),
+        "fingerprint": dict(architecture.fingerprint()),
+        "plugins": {kind: catalog.get(kind, name).identity() for kind, name in architecture.plugins().items()},
         "core": core_digest("load"),
         "activations": core_digest("activations"),
     }

@@ -121,7 +121,7 @@ class _Planner:
         """Return the task that reads a loaded SAE and measures its L0, which nothing before it can know."""
 
         def make() -> Task:
-            product = loaded_product(cell, self._backbone(cell.backbone))
+            product = loaded_product(cell, self._backbone(cell.backbone), self.catalog)
             needs: tuple[Task, ...] = ()
             if not self.registry.descriptions[cell.backbone.name].regenerates:
                 rows = cell.training.evaluation_rows

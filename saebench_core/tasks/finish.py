@@ -67,9 +67,9 @@ class Finished:
         sae = trainee.constraint.finish(folded, loaded)
         sae = trainee.constraint.calibrate(sae, loaded, group.calibration)
         thresholds = self._calibrate(sae, group.calibration)
+        certificate = certify(self.origin, trainee.start, trainee.sae, sae, trainee.constraint, batch_order_sha256)
         sae = sae.unit_decoder() if trainee.folds_norms else sae
         found = realised(sae, group.evaluation)
-        certificate = certify(self.origin, trainee.start, trainee.sae, sae, trainee.constraint, batch_order_sha256)
         certificate |= found | {"dropped_terms": dict(trainee.recipe.objective.dropped)}
         certificate |= {"twin": tensor_hashes(loaded)} if loaded else {}
         facts = {

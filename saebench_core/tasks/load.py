@@ -70,7 +70,7 @@ def _write(
     folder: Path, cell: Cell, found: Checkpoint, certificate: Mapping[str, Any], flags: list[str], seconds: float
 ) -> None:
     facts = found.facts
-    rule = {"l0": certificate["realised_l0"]} if facts.plugin is None else {"architecture": facts.plugin, "l0": facts.k}
+    rule = {**facts.plugins, "l0": facts.k if facts.plugins else certificate["realised_l0"]}
     metadata = {
         "model_name": cell.backbone.name,
         "hook_name": cell.site,

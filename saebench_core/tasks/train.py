@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, measure, statistics_rows
+from saebench_core.activations.readers import WINDOW_ROWS
 from saebench_core.errors import SaebenchError
 from saebench_core.interfaces.architecture import Architecture
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start, Statistics
@@ -22,7 +23,7 @@ from saebench_core.tasks.finish import Finished, GroupInputs, Made
 from saebench_core.tasks.references import shape_of
 from saebench_core.tasks.workbench import Workbench
 from saebench_core.training.certificate import Origin
-from saebench_core.training.fitting import available_bytes, parts_that_fit, training_bytes
+from saebench_core.training.fitting import available_bytes, kept_bytes, parts_that_fit, passing_bytes
 from saebench_core.training.loop import train_group
 from saebench_core.training.trainee import Trainee
 
@@ -78,9 +79,11 @@ def _train_rows(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -> Li
     return read(cell.backbone, identity, cell.site, "train", cell.training.total_rows)
 
 
-def _stream(reader: LiveReader | StoredReader, cell: Cell, source: str) -> ShuffledRows:
+def _stream(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -> ShuffledRows:
     """Return the batches that all cells of a group see."""
-    settings = cell.training
+    reader, settings = _train_rows(bench, cell, identity), cell.training
+    source = content_key({"backbone": identity, "site": cell.site})
+    counted = bench.counted_windows(f"{source}/{reader.rows}/{settings.buffer_rows}")
     return ShuffledRows(
         reader,
         reader.rows,
@@ -90,6 +93,7 @@ def _stream(reader: LiveReader | StoredReader, cell: Cell, source: str) -> Shuff
         source,
         settings.buffer_rows if settings.activations == "streamed" else None,
         reader.exact,
+        counted,
     )
 
 
@@ -123,10 +127,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
     )
     failures: dict[str, str] = {}
     for part in _fitting(missing, bench):
-        stream = _stream(
-            _train_rows(bench, first, identity), first, content_key({"backbone": identity, "site": first.site})
-        )
-        failures |= _train_part(part, inputs, stream, task.label, twins)
+        failures |= _train_part(part, inputs, _stream(bench, first, identity), task.label, twins)
     if failures:
         raise GroupError(failures)
 
@@ -137,8 +138,10 @@ _Missing = tuple[Cell, Product]
 def _fitting(missing: Sequence[_Missing], bench: Workbench) -> list[Sequence[_Missing]]:
     """Cut a group into parts that fit the memory which is free now; each SAE ends the same in any part."""
     cells = [cell for cell, _ in missing]
-    each = max(training_bytes(cell.d_in, cell.d_sae) for cell in cells)
-    shared = 4 * 4 * cells[0].training.batch_size * cells[0].d_in
+    training, d_in = cells[0].training, cells[0].d_in
+    each = max(kept_bytes(d_in, cell.d_sae, cast(Constraint, cell.constraint.instance).trains) for cell in cells)
+    rows = training.buffer_rows if training.activations == "streamed" else 3 * WINDOW_ROWS
+    shared = 4 * d_in * (4 * training.batch_size + rows) + max(passing_bytes(d_in, cell.d_sae) for cell in cells)
     return parts_that_fit(missing, each, shared, available_bytes(bench.device))
 
 
@@ -156,6 +159,8 @@ def _train_part(
     heldout = next(iter(inputs.calibration.batches(_HELDOUT_ROWS)))
     members = {name: trainee for name, (trainee, _) in trainees.items()}
     outcome = train_group(members, stream, inputs.scale, heldout, bench.progress, label, keeper)
+    for trainee in members.values():
+        trainee.release()
     failures |= {name: _one_line(error) for name, error in outcome.failures.items()}
     for cell, product in missing:
         if cell.cell_id in failures:

@@ -29,12 +29,13 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that a setting names: ``auto`` takes cuda, then mps, then cpu."""
+    """Return the device that a setting names: ``auto`` takes cuda where there is one, else cpu.
+
+    Not mps: it has no fp64, in which sums are accumulated.
+    """
     if name != "auto":
         return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(name: str, device: torch.device) -> str:
@@ -67,6 +68,7 @@ class Workbench:
         self.checkpoint_seconds = checkpoint_seconds
         self.progress = _one_at_a_time(progress)
         self._loaded: tuple[str, Backbone] | None = None
+        self._counted: dict[str, dict[int, int]] = {}
 
     @property
     def backbone_dtype(self) -> torch.dtype:
@@ -85,6 +87,10 @@ class Workbench:
     def checkpoints(self, keys: Mapping[str, str]) -> Checkpoints:
         """Return what keeps SAEs in training, by the keys of their products."""
         return Checkpoints(self.store.root.parent / FOLDER, keys, self.checkpoint_seconds)
+
+    def counted_windows(self, source: str) -> dict[int, int]:
+        """Return the rows that windows of a streamed source were found to have, for all groups that stream it."""
+        return self._counted.setdefault(source, {})
 
     def load_sae(self, folder: Path) -> SparseAutoencoder:
         """Return a saved SAE on the device; its rule may be a plugin's."""

@@ -12,6 +12,7 @@ from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start
 from saebench_core.interfaces.context import ActivationReader
 from saebench_core.randomness import tensor_sha256
 from saebench_core.sae import SparseAutoencoder
+from saebench_core.training.drift import cosines
 
 __all__ = ["Origin", "certify", "frozen_hashes", "realised", "tensor_hashes"]
 
@@ -19,7 +20,7 @@ _BATCH = 4096
 
 
 def frozen_hashes(sae: SparseAutoencoder, names: frozenset[str]) -> dict[str, str]:
-    """Return the sha256 of every frozen tensor, in training space."""
+    """Return the sha256 of every frozen tensor."""
     return {name: tensor_sha256(sae.tensors[name]) for name in sorted(names)}
 
 
@@ -73,13 +74,13 @@ def certify(
     Args:
         origin: hashes from before the first step.
         start: weights as drawn.
-        trained: the SAE after the last step, in training space, as the frozen tensors are hashed.
-        finished: the SAE that is saved, in raw space.
+        trained: the SAE after the last step, in training space.
+        finished: the SAE in raw space, before free decoder norms go into the codes.
         constraint: adds its own facts.
         batch_order_sha256: hash of the stream and of the order of all rows seen.
     """
-    cosine = torch.nn.functional.cosine_similarity(finished.w_dec.detach().double(), start.w_dec.double(), dim=1)
-    after = frozen_hashes(trained, frozenset(origin.frozen))
+    cosine = cosines(finished.w_dec.detach(), start.w_dec)
+    after = _hashes_after(trained, finished, frozenset(origin.frozen))
     return {
         "base_draw_sha256": origin.base_draw_sha256,
         "batch_order_sha256": batch_order_sha256,
@@ -89,3 +90,9 @@ def certify(
         "at_bound_share": None,
         **constraint.certify(finished, start),
     }
+
+
+def _hashes_after(trained: SparseAutoencoder, finished: SparseAutoencoder, names: frozenset[str]) -> dict[str, str]:
+    """Return hashes of frozen tensors: of what is published where saving scales nothing, else of what was trained."""
+    scaled = {name for name in names if trained.info[name].scales or name not in finished.tensors}
+    return frozen_hashes(trained, frozenset(scaled)) | frozen_hashes(finished, names - scaled)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saebench_core.store import file_sha256
+from saebench_core.store import file_sha256, flush_file, flush_folder
 
 __all__ = ["FOLDER", "Checkpoints", "Kept", "NoCheckpoints"]
 
@@ -89,20 +89,34 @@ class Checkpoints:
         return True
 
     def save(self, name: str, kept: Kept) -> None:
-        """Write a checkpoint, then remove the older ones; a crash at any moment leaves one of them whole."""
+        """Write a checkpoint, then remove the older ones; a crash at any moment leaves one of them whole.
+
+        Raises:
+            OSError: if the disk does not take it; the older one stays.
+        """
         place = self.root / self.keys[name]
-        place.mkdir(parents=True, exist_ok=True)
         draft = place / f".{uuid.uuid4().hex}.tmp"
-        draft.mkdir()
-        save_file(dict(kept.tensors), draft / _TENSORS)
-        record = {"step": kept.step, "sha256": file_sha256(draft / _TENSORS), "plain": kept.plain}
-        (draft / _PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
+        try:
+            draft.mkdir(parents=True)
+            self._write(draft, kept)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise OSError(str(error)) from error
         target = place / f"step-{kept.step:09d}"
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
+        flush_folder(place)
         for other in place.iterdir():
             if other != target:
                 shutil.rmtree(other, ignore_errors=True)
+
+    def _write(self, draft: Path, kept: Kept) -> None:
+        save_file(dict(kept.tensors), draft / _TENSORS)
+        record = {"step": kept.step, "sha256": file_sha256(draft / _TENSORS), "plain": kept.plain}
+        (draft / _PLAIN).write_text(json.dumps(record, allow_nan=True), encoding="utf-8")
+        for path in (draft / _TENSORS, draft / _PLAIN):
+            flush_file(path)
+        flush_folder(draft)
 
     def load(self, name: str) -> Kept | None:
         """Return the newest whole checkpoint, or None."""

@@ -29,9 +29,9 @@ def drift_steps(total: int) -> frozenset[int]:
 
 @torch.no_grad()
 def cosines(now: Float[Tensor, "d_sae d_in"], start: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
-    """Return the cosine of every direction with where it was drawn."""
+    """Return the cosine of every direction with where it was drawn, in fp64, on the CPU."""
     parts = zip(torch.split(now, _BLOCK_ROWS), torch.split(start, _BLOCK_ROWS), strict=True)
-    return torch.cat([torch.cosine_similarity(one, other, dim=1) for one, other in parts])
+    return torch.cat([torch.cosine_similarity(one.cpu().double(), other.cpu().double(), dim=1) for one, other in parts])
 
 
 def drift_summary(
@@ -49,6 +49,7 @@ def drift_summary(
         share: of the whole training.
     """
     moved = {"decoder": cosines(sae.w_dec, start.w_dec), "encoder": cosines(sae.w_enc.T, start.w_enc.T)}
+    alive = alive.cpu()
     parts = {part: {"alive": _summary(found[alive]), "dead": _summary(found[~alive])} for part, found in moved.items()}
     return {"step": step, "share": share, **parts}
 
@@ -59,8 +60,8 @@ def _summary(values: Tensor) -> dict[str, Any]:
     counts = torch.histc(values.float().clamp(LOWEST, 1.0), BINS, LOWEST, 1.0)
     return {
         "latents": values.numel(),
-        "mean": float(values.double().mean()),
-        "median": float(values.double().median()),
+        "mean": float(values.mean()),
+        "median": float(values.median()),
         "at_least": {str(level): float((values >= level).double().mean()) for level in _LEVELS},
         "counts": [int(count) for count in counts.tolist()],
     }

@@ -9,19 +9,27 @@ from typing import Final, TypeVar
 
 import torch
 
-__all__ = ["available_bytes", "parts_that_fit", "training_bytes"]
+__all__ = ["available_bytes", "kept_bytes", "parts_that_fit", "passing_bytes"]
 
-_MATRICES: Final = 9
-"""Weights, gradients, two moments of encoder and decoder, and the decoder as it was drawn."""
+_KEPT: Final = 9
+"""Matrices of ``d_in x d_sae`` numbers between steps: weights, gradients, two moments, the decoder as drawn."""
+_KEPT_UNTRAINED: Final = 3
+_PASSING: Final = 4
+"""Matrices that a step makes beside them, most of all where many latents are dead; measured at 512 x 16,384."""
 _PART_BUFFERS: Final = 1 << 28
 _USABLE: Final = 0.8
 
 _T = TypeVar("_T")
 
 
-def training_bytes(d_in: int, d_sae: int) -> int:
-    """Return what one SAE needs while it is trained, in fp32."""
-    return _MATRICES * 4 * d_in * d_sae
+def kept_bytes(d_in: int, d_sae: int, trains: bool = True) -> int:
+    """Return what one SAE holds between its steps, in fp32."""
+    return (_KEPT if trains else _KEPT_UNTRAINED) * 4 * d_in * d_sae
+
+
+def passing_bytes(d_in: int, d_sae: int) -> int:
+    """Return what the SAE that takes its step needs beside what it holds; SAEs take turns."""
+    return _PASSING * 4 * d_in * d_sae + _PART_BUFFERS
 
 
 def available_bytes(device: torch.device) -> int:
@@ -45,7 +53,10 @@ def _control_group() -> int | None:
     root = Path("/sys/fs/cgroup")
     try:
         limit, used = ((root / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-        return None if limit == "max" else max(0, int(limit) - int(used))
+        if limit == "max":
+            return None
+        stat = dict(line.split() for line in (root / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, int(limit) - int(used) + int(stat.get("inactive_file", 0)))  # files read before make room
     except (OSError, ValueError):
         return None
 
@@ -56,10 +67,10 @@ def parts_that_fit(items: Sequence[_T], each: int, shared: int, available: int) 
     Args:
         items: members of the group.
         each: bytes of one.
-        shared: bytes of what all read, such as batches.
+        shared: bytes of what all read, such as batches, and of the one that takes its step.
         available: bytes that are free.
     """
-    room = int(_USABLE * available) - shared - _PART_BUFFERS
+    room = int(_USABLE * available) - shared
     at_once = max(1, min(len(items), room // max(1, each)))
     n_parts = -(-len(items) // at_once)
     size = -(-len(items) // n_parts)

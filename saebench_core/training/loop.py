@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, final
@@ -20,6 +22,7 @@ from saebench_core.training.trainee import Trainee
 
 __all__ = ["BatchStream", "Curve", "GroupOutcome", "Keeper", "train_group"]
 
+_LOGGER: Final = logging.getLogger(__name__)
 _CURVE_POINTS: Final = 200
 _HELDOUT_SHARES: Final = tuple(share / 20 for share in range(1, 21))
 
@@ -39,7 +42,7 @@ class BatchStream(Protocol):
     order_sha256: str
     kept_rows: dict[int, int]
 
-    def batches(self, start: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
+    def batches(self, start: int = 0) -> Generator[Float[Tensor, "rows d_in"], None, None]:
         """Yield the batches from number ``start`` on."""
 
     def skip(self) -> None:
@@ -137,16 +140,17 @@ def train_group(
     if first >= group.steps:
         stream.skip()
         return GroupOutcome(group.curves, group.failures, stream.order_sha256)
-    for number, batch in enumerate(stream.batches(first), first):
-        x = batch / scale
-        for name in training:
-            if name not in group.failures and group.done[name] == number:
-                group.step(name, x, number)
-        progress(label, number + 1, group.steps)
-        if len(group.failures) == len(trainees):
-            break
-        if group.keeper.due() and number + 1 < group.steps:
-            group.keep()
+    with closing(stream.batches(first)) as batches:
+        for number, batch in enumerate(batches, first):
+            x = batch / scale
+            for name in training:
+                if name not in group.failures and group.done[name] == number:
+                    group.step(name, x, number)
+            progress(label, number + 1, group.steps)
+            if len(group.failures) == len(training):
+                break
+            if group.keeper.due() and number + 1 < group.steps:
+                group.keep()
     return GroupOutcome(group.curves, group.failures, stream.order_sha256)
 
 
@@ -199,7 +203,10 @@ class _Group:
             if name not in self.failures and trainee.constraint.trains:
                 tensors, plain = trainee.state()
                 state = {"trainee": plain, "curve": self.curves[name].state(), "kept_rows": kept_rows}
-                self.keeper.save(name, Kept(self.done[name], tensors, state))
+                try:
+                    self.keeper.save(name, Kept(self.done[name], tensors, state))
+                except OSError as error:  # such as a full disk: the training itself needs no checkpoint
+                    _LOGGER.warning("no checkpoint of %s at step %d: %s", name, self.done[name], error)
 
     def _note_drift(self, name: str, done: int) -> None:
         trainee = self.trainees[name]

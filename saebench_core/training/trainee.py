@@ -72,7 +72,8 @@ class Trainee:
         self.settings = settings
         self.shape = shape
         self.start = start
-        w_enc, w_dec = (weight * recipe.start_norm if recipe.start_norm != 1 else weight for weight in start)
+        weights = (start.w_enc, start.w_dec)
+        w_enc, w_dec = (weight * recipe.start_norm if recipe.start_norm != 1 else weight for weight in weights)
         self.sae = SparseAutoencoder.start(w_enc, w_dec, b_dec, recipe.rule, recipe.centring)
         roles = {name: info.role for name, info in self.sae.info.items()}
         estimated = {name for name, info in self.sae.info.items() if info.estimated}
@@ -200,8 +201,11 @@ class Trainee:
         return self._silent_rows < self.settings.dead_window
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return copies of all tensors, and all numbers, that training changes."""
-        tensors = {f"sae.{name}": tensor.detach() for name, tensor in self.sae.tensors.items()}
+        """Return all tensors and numbers that training changes; the tensors are views, good until the next step.
+
+        Tensors are given in memory order: an encoder has its latents first.
+        """
+        tensors = {f"sae.{name}": _in_memory_order(tensor.detach()) for name, tensor in self.sae.tensors.items()}
         tensors["silent_rows"] = self._silent_rows
         for name, moments in self._moments().items():
             tensors |= {f"moments.{name}.{key}": value for key, value in moments.items()}
@@ -210,19 +214,19 @@ class Trainee:
             "dense": self._dense.now,
             "threshold_average": self.threshold_average,
         }
-        return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, plain
+        return {name: tensor.to("cpu") for name, tensor in tensors.items()}, plain
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Go on from what `state` has returned."""
         for name, tensor in self.sae.tensors.items():
-            tensor.copy_(tensors[f"sae.{name}"])
+            _in_memory_order(tensor).copy_(tensors[f"sae.{name}"])
         self._silent_rows.copy_(tensors["silent_rows"])
         for name, stepper in zip(self._trained, self._steppers, strict=True):
             start = f"moments.{name}."
             kept = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
             if self._optimiser is not None and kept:
-                moments = {key: value.to(self._silent_rows.device) for key, value in kept.items()}
+                moments = {key: value.to(self._silent_rows.device, copy=True) for key, value in kept.items()}
                 self._optimiser.state[stepper.view] = moments
         self.steering.load_state(plain["steering"])
         self._dense.now = bool(plain["dense"])
@@ -233,6 +237,14 @@ class Trainee:
         state = self._optimiser.state if self._optimiser is not None else {}
         named = zip(self._trained, self._steppers, strict=True)
         return {name: state[stepper.view] for name, stepper in named if stepper.view in state}
+
+    def release(self) -> None:
+        """Let go of gradients and moments: there are no more steps."""
+        self._optimiser = None
+        for tensor in self.sae.tensors.values():
+            tensor.grad = None
+        for stepper in self._steppers:
+            stepper.view.grad = None
 
     @torch.no_grad()
     def heldout_variance(self, x: Float[Tensor, "rows d_in"]) -> float:
@@ -254,13 +266,17 @@ class _Stepper:
     @classmethod
     def of(cls, tensor: Tensor) -> _Stepper:
         """View a tensor, or its transpose, whichever is contiguous."""
-        transposed = tensor.ndim == 2 and not tensor.is_contiguous()
-        return cls(tensor, tensor.detach().T if transposed else tensor.detach(), transposed)
+        return cls(tensor, _in_memory_order(tensor.detach()), not tensor.is_contiguous())
 
     def hand_over(self) -> None:
         """Give the tensor's gradient to the view."""
         gradient = self.tensor.grad
         self.view.grad = gradient.T if gradient is not None and self.transposed else gradient
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """Return a matrix, or its transpose, whichever is contiguous."""
+    return tensor if tensor.is_contiguous() else tensor.T
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

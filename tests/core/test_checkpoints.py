@@ -13,6 +13,8 @@ from saebench_core.training.checkpoints import Checkpoints, Kept
 from saebench_core.training.loop import train_group
 from tests.helpers.training import (
     BATCH,
+    D_SAE,
+    WIDE,
     MemoryReader,
     activations,
     bits,
@@ -28,7 +30,7 @@ X = activations()
 STEPS = 24
 ARCHITECTURES = trainable_names("architecture")
 CONSTRAINTS = [name for name in trainable_names("constraint") if build("constraint", name).trains]
-NAMES = [(a, c) for a in ARCHITECTURES for c in CONSTRAINTS]
+NAMES = [(a, c) for a in ARCHITECTURES for c in CONSTRAINTS] + [(a, "trained", "wide") for a in ARCHITECTURES]
 
 
 class Killed(BaseException):
@@ -47,7 +49,9 @@ class Ticks:
 
 
 def trainees_of(names):
-    return {"/".join(name): make_trainee(*name, training=settings(STEPS, dead_rows=BATCH)) for name in names}
+    training = settings(STEPS, dead_rows=BATCH)
+    widths = {name: WIDE if name[2:] else D_SAE for name in names}
+    return {"/".join(name): make_trainee(*name[:2], training=training, d_sae=widths[name]) for name in names}
 
 
 def keeper_of(root, names, every=5):

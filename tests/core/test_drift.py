@@ -11,7 +11,7 @@ from saebench_core.interfaces.constraint import Start
 from saebench_core.rules import TopK
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.training import drift, fitting
-from saebench_core.training.fitting import available_bytes, parts_that_fit, training_bytes
+from saebench_core.training.fitting import available_bytes, kept_bytes, parts_that_fit, passing_bytes
 from saebench_core.training.loop import train_group
 from tests.helpers.training import activations, make_trainee, quiet, settings, stream
 
@@ -90,7 +90,7 @@ def test_groups_are_cut_into_equal_parts_that_fit(monkeypatch):
     assert parts_that_fit(items, 10, 0, 1000) == [items]
     assert parts_that_fit(items, 10, 20, 100) == [[0, 1, 2, 3], [4, 5, 6]], "80 % of 100 less 20: six fit, in two parts"
     assert parts_that_fit(items, 10, 0, 1) == [[item] for item in items], "one is tried in any case"
-    assert training_bytes(10, 20) == 9 * 4 * 200
+    assert (kept_bytes(10, 20), kept_bytes(10, 20, trains=False), passing_bytes(10, 20)) == (7200, 2400, 3200)
 
 
 def test_free_memory_is_what_the_machine_says():
@@ -98,6 +98,16 @@ def test_free_memory_is_what_the_machine_says():
     assert 1 << 20 < free < 1 << 44
     meminfo = fitting._meminfo()
     assert meminfo is None or free <= 1.5 * meminfo
+
+
+def test_files_that_were_read_before_count_as_free_in_a_container(monkeypatch, tmp_path):
+    contents = {"memory.max": "1000", "memory.current": "900", "memory.stat": "anon 300\ninactive_file 500\n"}
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(fitting, "Path", lambda _: tmp_path)
+    assert fitting._control_group() == 600
+    (tmp_path / "memory.max").write_text("max\n")
+    assert fitting._control_group() is None
 
 
 def test_a_container_s_limit_counts(monkeypatch):

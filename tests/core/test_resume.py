@@ -371,7 +371,7 @@ def test_a_strangers_sae_is_loaded_from_its_file_and_scored(folder, site):
     assert run(folder).code == 0
     mine = [cell for cell in cells(folder) if cell["architecture"]["name"] == "mine"]
     loaded = next(cell for cell in mine if cell["constraint"]["type"] == "trained")
-    assert loaded["certificate"]["loaded"]["plugin"]["type"] == "cubed"
+    assert loaded["certificate"]["loaded"]["plugins"]["architecture"]["type"] == "cubed"
     name = "reconstruction/mse"
     assert loaded["metrics"][name]["value"] == pytest.approx(found["metrics"][name]["value"], rel=1e-6)
     assert {cell["status"] for cell in mine} == {"done"}

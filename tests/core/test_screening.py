@@ -143,8 +143,7 @@ def test_formats_and_cuts_into_parts_change_no_bit(how, monkeypatch):
     for screen, chunk in [("bf16", 1 << 24), ("fp32", 1 << 24), ("bf16", 1 << 14), ("fp32", 1 << 15)]:
         in_parts(monkeypatch, chunk)
         found = getattr(PreActivations(x, weight, bias, screen), how)(argument)
-        order = torch.argsort(found.selection.rows * 700 + found.selection.cols)
-        results.append((found.selection.rows[order], found.selection.cols[order], found.pre[order]))
+        results.append((found.selection.rows, found.selection.cols, found.pre))
     assert results[0][0].numel() > 1_000
     for other in results[1:]:
         assert all(torch.equal(first, second) for first, second in zip(results[0], other, strict=True))
@@ -164,8 +163,6 @@ def test_margins_bound_the_error_of_the_screen(screen):
     high = part.values.float() + screened.unit * part.values.float().abs() + part.margins
     assert bool((low.double() <= true).all())
     assert bool((true <= high.double()).all())
-    if screen == "bf16":
-        assert bool((part.margins > 0.5 * (true - part.values).abs().amax(1, keepdim=True) - 1).all())
 
 
 def test_a_screen_without_margins_would_miss_entries(monkeypatch):

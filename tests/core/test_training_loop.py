@@ -7,11 +7,14 @@ import json
 import pytest
 import torch
 
+from saebench_core.kernels import Selection
 from saebench_core.objectives import Objective, Term, WeightedTerm
 from saebench_core.training.loop import train_group
 from saebench_core.training.trainee import TrainingDivergedError
 from tests.helpers.training import (
     BATCH,
+    D_SAE,
+    WIDE,
     activations,
     bits,
     make_trainee,
@@ -24,12 +27,15 @@ from tests.helpers.training import (
 
 X = activations()
 STEPS = 15
-NAMES = [(a, c) for a in trainable_names("architecture") for c in trainable_names("constraint")]
+ARCHITECTURES = trainable_names("architecture")
+NAMES = [(a, c, "narrow") for a in ARCHITECTURES for c in trainable_names("constraint")]
+NAMES += [(a, c, "wide") for a in ARCHITECTURES for c in ("trained", "frozen_decoder")]
 
 
 def trainee_of(name, seed=0):
     # a few latents die at once, so that the loss for dead latents takes part
-    return make_trainee(*name, seed=seed, training=settings(STEPS, dead_rows=BATCH))
+    width = WIDE if name[2:] == ("wide",) else D_SAE
+    return make_trainee(*name[:2], seed=seed, training=settings(STEPS, dead_rows=BATCH), d_sae=width)
 
 
 def train(trainees, seed=0, x=X):
@@ -51,6 +57,15 @@ def test_an_sae_in_a_group_is_bit_equal_to_the_same_sae_alone(name, group):
     assert outcome.batch_order_sha256 == group[1].batch_order_sha256
     assert not outcome.failures
     assert not group[1].failures
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk", "jumprelu"])
+def test_wide_saes_select_and_multiply_sparsely(architecture, monkeypatch):
+    monkeypatch.setattr(Selection, "scatter", lambda self, values: pytest.fail("a dense matrix was made"))
+    trainee = trainee_of((architecture, "trained", "wide"))
+    if architecture == "jumprelu":
+        trainee.sae.tensors["threshold"].detach().fill_(1.0)  # past its first steps, in which half of all fire
+    train({"one": trainee})
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():

@@ -22,6 +22,8 @@ from saebench_core.training.settings import TrainingSettings
 from saebench_core.training.trainee import Trainee
 
 D_IN, D_SAE, BATCH, L0 = 12, 24, 64, 4.0
+WIDE = 768
+"""Latents of which four a row are few enough for sparse products; of `D_SAE` they are not."""
 CONSTRAINT_INITS = get_args(Init)
 
 
@@ -146,17 +148,20 @@ def make_trainee(
     training: TrainingSettings | None = None,
     on_architecture: dict[str, Any] | None = None,
     l0: float = L0,
+    d_sae: int = D_SAE,
     **on_constraint: Any,
 ) -> Trainee:
-    """Return a trainee as the train task makes it."""
+    """Return a trainee as the train task makes it; a wide one takes the sparse ways from its first step on."""
     x = activations() if x is None else x
-    shape = Shape(x.shape[1], D_SAE, l0)
+    shape = Shape(x.shape[1], d_sae, l0)
     held = build("constraint", constraint, **on_constraint)
     recipe = held.adapt(
-        build("architecture", architecture, d_sae=D_SAE, **(on_architecture or {})).recipe(shape), shape
+        build("architecture", architecture, d_sae=d_sae, **(on_architecture or {})).recipe(shape), shape
     )
-    start = held.initialise(base_draw(seed, D_SAE, x.shape[1]), held.config.init, statistics_of(x))
-    return Trainee(recipe, held, start, x.mean(0), training or settings(), shape)
+    start = held.initialise(base_draw(seed, d_sae, x.shape[1]), held.config.init, statistics_of(x))
+    trainee = Trainee(recipe, held, start, x.mean(0), training or settings(), shape)
+    trainee._dense.now = d_sae < WIDE
+    return trainee
 
 
 def stream(x: torch.Tensor, training: TrainingSettings, seed: int = 0) -> ShuffledRows:

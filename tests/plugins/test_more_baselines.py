@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
-from saebench_plugins.constraints.random_codes import RandomPattern
+from saebench_plugins.constraints.random_codes import RandomPattern, _hash, _table
 
 from saebench_core import api
 from saebench_core.geometry import drawn_order, project_on_band
@@ -78,10 +78,17 @@ def test_a_row_at_its_anchor_leaves_it_along_one_axis():
     torch.testing.assert_close((first * anchors).sum(1), torch.full((20,), 0.6))
 
 
-def test_the_order_of_a_draw_is_a_permutation_and_no_order_is_preferred():
+def test_the_order_of_a_draw_is_a_permutation_and_tells_nothing_of_directions():
     firsts = torch.bincount(torch.tensor([int(drawn_order(normal(4, 6, seed=n))[0]) for n in range(4000)]))
-    assert sorted(drawn_order(normal(9, 6)).tolist()) == list(range(9))
     assert float((firsts / 4000 - 0.25).abs().max()) < 0.035, "five standard errors"
+    rows = normal(4000, 6)
+    order = drawn_order(rows)
+    assert torch.equal(order.sort().values, torch.arange(4000))
+    assert torch.equal(order, drawn_order(rows.clone()))
+    assert not torch.equal(order, drawn_order(normal(4000, 6, seed=1)))
+    assert float(rows[order[:2000]].mean(0).abs().max()) < 5 * (0.5 / 2000) ** 0.5, "halves point nowhere"
+    neighbours = torch.cosine_similarity(rows[order], rows[order.roll(1)], dim=1)
+    assert abs(float(neighbours.mean())) < 5 * (1 / 6 / 4000) ** 0.5
 
 
 def test_angular_band_holds_after_every_step():
@@ -101,7 +108,13 @@ def test_fixed_norm_holds_random_norms_while_directions_learn():
     norms = trainee.sae.w_dec.detach().norm(dim=1)
     expected = torch.special.ndtri((torch.arange(D_SAE, dtype=torch.float64) + 0.5) / D_SAE).mul(0.5).exp()
     torch.testing.assert_close(norms.sort().values.double(), expected, rtol=1e-5, atol=0)
-    assert torch.equal(norms.argsort(), drawn_order(trainee.start.w_dec))
+    assert torch.equal(norms.argsort(), trainee.start.order)
+    facts = trainee.constraint.certify(trainee.sae, trainee.start)["fixed_norms"]
+    assert facts["largest_miss"] < 1e-5
+    assert (facts["min"], facts["max"]) == pytest.approx((float(norms.min()), float(norms.max())))
+    doubled = trainee.sae.folded(1.0)
+    doubled.w_dec.mul_(2)
+    assert trainee.constraint.certify(doubled, trainee.start)["fixed_norms"]["largest_miss"] > 0.9
     assert float(cosines(trainee).mean()) < 0.99
     one = trained("fixed_norm", spread=0.0).sae.w_dec.detach().norm(dim=1)
     torch.testing.assert_close(one, torch.ones(D_SAE))
@@ -112,7 +125,7 @@ def test_fixed_norm_holds_random_norms_while_directions_learn():
 def test_partial_freeze_keeps_the_bits_of_its_latents_and_of_no_other(architecture, part):
     trainee = trained("partial_freeze", architecture, fraction=0.25, part=part)
     chosen = torch.zeros(D_SAE, dtype=torch.bool)
-    chosen[drawn_order(trainee.start.w_dec)[: D_SAE // 4]] = True
+    chosen[trainee.start.order[: D_SAE // 4]] = True
     sae, start = trainee.sae, trainee.start
     for name, now, before in (("decoder", sae.w_dec, start.w_dec), ("encoder", sae.w_enc.T, start.w_enc.T)):
         kept = (now.detach() == before).all(1)
@@ -181,6 +194,8 @@ def test_random_codes_keep_frequencies_strengths_and_l0_and_ignore_the_input(twi
     strengths = dense.sum(0) / (dense != 0).sum(0).clamp(min=1)
     fired = codes.selection.cols.unique()
     torch.testing.assert_close(sae.tensors["magnitude"][fired], strengths[fired])
+    other = finished("random_codes", twin, seed=1)[1].encode(x)
+    assert not torch.equal(other.to_dense()[:100], codes.to_dense()[:100]), "each seed has its own patterns"
     correlation = torch.corrcoef(torch.stack([codes.to_dense()[:, fired[0]], twin.encode(x).to_dense()[:, fired[0]]]))
     assert abs(float(correlation[0, 1])) < 0.02
 
@@ -197,12 +212,11 @@ def test_random_codes_of_a_row_do_not_depend_on_its_batch(twin):
 @settings(deadline=None, max_examples=30)
 @given(st.integers(4, 9), st.integers(1, 60), st.integers(0, 1000))
 def test_a_table_of_patterns_has_every_latent_as_often_as_it_should(log2, d_sae, seed):
-    rule = RandomPattern(1 << log2, seed)
-    frequency = torch.rand(d_sae, generator=torch.Generator().manual_seed(seed))
-    latents, bounds = rule._table(frequency)
+    patterns, frequency = 1 << log2, torch.rand(d_sae, generator=torch.Generator().manual_seed(seed))
+    latents, bounds = _table(patterns, seed, frequency.numpy().tobytes())
     assert bounds[-1] == latents.numel()
-    counts = torch.bincount(latents, minlength=d_sae).double() / rule.patterns
-    assert float((counts - frequency.double()).abs().max()) <= 1 / rule.patterns
+    counts = torch.bincount(latents, minlength=d_sae).double() / patterns
+    assert float((counts - frequency.double()).abs().max()) <= 1 / patterns
     for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         assert len(set(latents[first:last].tolist())) == last - first, "no latent twice in a pattern"
 
@@ -210,11 +224,15 @@ def test_a_table_of_patterns_has_every_latent_as_often_as_it_should(log2, d_sae,
 def test_rows_are_spread_over_the_patterns():
     rule = RandomPattern(256)
     x = normal(20_000, 8)
-    hit = torch.bincount(rule._hash(x), minlength=256)
+    hit = torch.bincount(_hash(x, 7) % 256, minlength=256)
     assert float(hit.min()) > 20_000 / 256 * 0.5
     assert float(hit.max()) < 20_000 / 256 * 1.6
     pre = PreActivations(x, normal(8, 5), torch.zeros(5))
-    tensors = {"frequency": torch.tensor([1.0, 0.5, 0.0, 0.1, 0.0]), "magnitude": torch.ones(5)}
+    tensors = {
+        "frequency": torch.tensor([1.0, 0.5, 0.0, 0.1, 0.0]),
+        "magnitude": torch.ones(5),
+        "salt": torch.tensor(3.0),
+    }
     selected = rule.select_inference(pre, tensors)
     assert bool((selected.selection.rows.diff() >= 0).all())
     assert torch.bincount(selected.selection.cols, minlength=5)[[0, 2, 4]].tolist() == [20_000, 0, 0]

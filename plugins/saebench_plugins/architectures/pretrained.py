@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -18,12 +18,15 @@ from saebench_core import (
     LoadedShape,
     LoadedSpec,
     checkpoint_files,
+    checkpoint_plugins,
     checkpoint_sizes,
     file_sha256,
     hookimpl,
     locate,
     read_checkpoint,
 )
+
+_KINDS: Final[tuple[Literal["architecture", "constraint"], ...]] = ("architecture", "constraint")
 
 
 class PretrainedConfig(LoadedConfig):
@@ -51,6 +54,11 @@ class Pretrained(LoadedArchitecture):
     def fingerprint(self) -> Mapping[str, Json]:
         """Return the sha256 of the weights and of the files beside them that are read."""
         return {name: file_sha256(file) for name, file in checkpoint_files(self._path, self.config.format).items()}
+
+    def plugins(self) -> Mapping[Literal["architecture", "constraint"], str]:
+        """Return the names in the metadata of an SAE that has a plugin's own rule."""
+        found = checkpoint_plugins(self._path, self.config.format)
+        return {kind: str(found[kind].get("type")) for kind in _KINDS if kind in found}
 
     def load(self, context: Context) -> Checkpoint:
         """Read the files; whatever was scaled in training is folded. The rule may be an installed plugin's."""

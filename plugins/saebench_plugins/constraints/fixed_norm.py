@@ -21,7 +21,6 @@ from saebench_core import (
     Shape,
     SparseAutoencoder,
     Start,
-    drawn_order,
     hookimpl,
 )
 
@@ -54,7 +53,7 @@ class FixedNorm(Constraint):
         return frozenset()
 
     def _norms(self, start: Start) -> Float[Tensor, " d_sae"]:
-        order = drawn_order(start.w_dec)
+        order = start.order
         places = (torch.arange(order.numel(), dtype=torch.float64, device=order.device) + 0.5) / order.numel()
         norms = torch.empty_like(places)
         norms[order] = (self.config.spread * torch.special.ndtri(places)).exp()
@@ -65,9 +64,10 @@ class FixedNorm(Constraint):
         sae.w_dec.mul_((self._norms(start) / sae.w_dec.norm(dim=1).clamp(min=1e-12))[:, None])
 
     def certify(self, sae: SparseAutoencoder, start: Start) -> Mapping[str, Json]:
-        """State the smallest and the largest norm that rows were held at."""
-        norms = self._norms(start)
-        return {"fixed_norms": {"min": float(norms.min()), "max": float(norms.max())}}
+        """State the smallest and the largest norm of a row, and how far rows are from the norms of the draw."""
+        norms, wanted = sae.w_dec.detach().norm(dim=1), self._norms(start)
+        largest_miss = float((norms / wanted - 1).abs().max())
+        return {"fixed_norms": {"min": float(norms.min()), "max": float(norms.max()), "largest_miss": largest_miss}}
 
 
 @hookimpl

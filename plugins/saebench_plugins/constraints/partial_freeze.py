@@ -20,7 +20,6 @@ from saebench_core import (
     Shape,
     SparseAutoencoder,
     Start,
-    drawn_order,
     hookimpl,
     tensor_sha256,
 )
@@ -56,11 +55,13 @@ class PartialFreeze(Constraint):
         return frozenset()
 
     def _latents(self, start: Start) -> Int[Tensor, " latents"]:
-        order = drawn_order(start.w_dec)
-        return order[: max(1, round(self.config.fraction * order.numel()))]
+        return start.order[: max(1, round(self.config.fraction * start.order.numel()))]
 
     def project(self, sae: SparseAutoencoder, start: Start) -> None:
-        """Put the frozen latents back where they were drawn; their bias too, unless it is the threshold."""
+        """Put the frozen latents back where they were drawn.
+
+        With the encoder's vectors go what it has beside them (a scale, a bias), but for the bias that is the threshold.
+        """
         latents = self._latents(start)
         if self.config.part != "encoder":
             sae.w_dec[latents] = start.w_dec[latents]
@@ -68,6 +69,9 @@ class PartialFreeze(Constraint):
             sae.w_enc[:, latents] = start.w_enc[:, latents]
             if not sae.rule.bias_is_threshold:
                 sae.encoder_bias[latents] = 0.0
+            for name, info in sae.rule.tensors().items():
+                if info.role in ("encoder", "bias") and info.shape == ("d_sae",):
+                    sae.tensors[name][latents] = info.start
 
     def certify(self, sae: SparseAutoencoder, start: Start) -> Mapping[str, Json]:
         """State the frozen latents' number, and hashes of their vectors before and after."""

@@ -51,8 +51,8 @@ class PermutedDecoder(Constraint):
         return replace(recipe, decoder_norm="unit", start_norm=1.0)
 
     def frozen(self, roles: Mapping[str, Role], recipe: Recipe) -> frozenset[str]:
-        """Freeze everything: there are no steps."""
-        return frozenset(roles)
+        """Freeze nothing: of the draw only the order of latents is kept; the certificate has the twin's tensors."""
+        return frozenset()
 
     def finish(self, sae: SparseAutoencoder, twin: SparseAutoencoder | None) -> SparseAutoencoder:
         """Return the twin with its decoder rows moved."""
@@ -65,7 +65,7 @@ class PermutedDecoder(Constraint):
 
     def certify(self, sae: SparseAutoencoder, start: Start) -> Mapping[str, Json]:
         """State the hash of the twin's decoder, which is this one with the cycle undone."""
-        order = drawn_order(start.w_dec)
+        order = start.order
         rows = torch.empty_like(sae.w_dec)
         rows[order.roll(1)] = sae.w_dec[order]
         return {"unpermuted_w_dec_sha256": tensor_sha256(rows)}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Literal, final
+from functools import lru_cache
+from typing import ClassVar, Final, Literal, final
 
 import torch
 from jaxtyping import Float, Int
@@ -28,11 +29,15 @@ from saebench_core import (
     Shape,
     SparseAutoencoder,
     TensorInfo,
+    derive_seed,
     hookimpl,
     named_generator,
+    tensor_sha256,
 )
 
 _BATCH: Final = 4096
+_SALTS: Final = 1 << 24
+"""Whole numbers below this are exact in fp32, in which an SAE's tensors are saved."""
 
 
 @final
@@ -45,16 +50,17 @@ class RandomPattern(Rule):
 
     Attributes:
         patterns: number of patterns, a power of two; frequencies are met to one in so many.
-        seed: of the table and the hash.
     """
 
     patterns: int = 4096
-    seed: int = 0
 
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """How often a latent fires, and how strongly."""
-        frequency = TensorInfo("threshold", ("d_sae",), scales=False, estimated=True)
-        return {"frequency": frequency, "magnitude": TensorInfo("other", ("d_sae",), estimated=True)}
+        """How often a latent fires, how strongly, and the number that table and hash are drawn by."""
+        return {
+            "frequency": TensorInfo("threshold", ("d_sae",), scales=False, estimated=True),
+            "magnitude": TensorInfo("other", ("d_sae",), estimated=True),
+            "salt": TensorInfo("other", (), scales=False, estimated=True),
+        }
 
     def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select as in inference."""
@@ -62,37 +68,15 @@ class RandomPattern(Rule):
 
     def select_inference(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the latents of each row's pattern."""
-        latents, bounds = self._table(tensors["frequency"])
-        pattern = self._hash(pre.centred)
+        salt, frequency = int(tensors["salt"]), tensors["frequency"]
+        found = _table(self.patterns, salt, frequency.detach().cpu().numpy().tobytes())
+        latents, bounds = (tensor.to(frequency.device) for tensor in found)
+        pattern = _hash(pre.centred, salt) % self.patterns
         widths = bounds.diff()[pattern]
         rows = torch.arange(pre.n_rows, device=pattern.device).repeat_interleave(widths)
         first = (bounds[:-1][pattern] - (widths.cumsum(0) - widths)).repeat_interleave(widths)
         cols = latents[first + torch.arange(rows.numel(), device=pattern.device)]
         return Selected(Selection(rows, cols, pre.n_rows, pre.d_sae), tensors["magnitude"][cols])
-
-    def _table(self, frequency: Float[Tensor, " d_sae"]) -> tuple[Int[Tensor, " entries"], Int[Tensor, " bounds"]]:
-        """Return the latents of all patterns, pattern by pattern, and where each pattern begins."""
-        d_sae = frequency.numel()
-        draws = named_generator("random codes", self.seed)
-        uniform = torch.rand(d_sae, generator=draws, dtype=torch.float64, device="cpu")
-        counts = (frequency.double().cpu() * self.patterns + uniform).long().clamp(0, self.patterns)
-        start = torch.randint(self.patterns, (d_sae,), generator=draws, device="cpu")
-        stride = 2 * torch.randint(self.patterns // 2, (d_sae,), generator=draws, device="cpu") + 1
-        latents = torch.arange(d_sae, device="cpu").repeat_interleave(counts)
-        number = torch.arange(latents.numel(), device="cpu") - (counts.cumsum(0) - counts)[latents]
-        pattern = (start[latents] + stride[latents] * number) % self.patterns  # odd strides meet no place twice
-        pattern, order = torch.sort(pattern, stable=True)
-        bounds = torch.zeros(self.patterns + 1, dtype=torch.int64, device="cpu")
-        torch.cumsum(torch.bincount(pattern, minlength=self.patterns), 0, out=bounds[1:])
-        return latents[order].to(frequency.device), bounds.to(frequency.device)
-
-    def _hash(self, rows: Float[Tensor, "rows d_in"]) -> Int[Tensor, " rows"]:
-        """Return the number of each row's pattern, by all bits of its numbers."""
-        draws = named_generator("random codes", self.seed, "hash")
-        odd = 2 * torch.randint(1 << 40, (rows.shape[1],), generator=draws, device="cpu") + 1
-        bits = rows.contiguous().view(torch.int32).long() + 1
-        mixed = (bits * odd.to(rows.device)).sum(1)
-        return (mixed ^ (mixed >> 31)).mul(0x9E3779B1).bitwise_right_shift(20) % self.patterns
 
     def activate(
         self, pre: Float[Tensor, " entries"], selection: Selection, tensors: Mapping[str, Tensor]
@@ -102,8 +86,40 @@ class RandomPattern(Rule):
 
     def export(self, tensors: Mapping[str, Tensor]) -> Export:
         """Write under a name of its own: no other library has such codes."""
-        own: dict[str, Any] = {"patterns": self.patterns, "seed": self.seed}
-        return Export("random_codes", own, {name: tensors[name] for name in self.tensors()})
+        return Export("random_codes", {"patterns": self.patterns}, {name: tensors[name] for name in self.tensors()})
+
+
+@lru_cache(maxsize=4)
+def _table(patterns: int, salt: int, frequencies: bytes) -> tuple[Int[Tensor, " entries"], Int[Tensor, " bounds"]]:
+    """Return the latents of all patterns, pattern by pattern, and where each pattern begins.
+
+    Args:
+        patterns: how many, a power of two.
+        salt: the table is drawn by it.
+        frequencies: of the latents, fp32.
+    """
+    frequency = torch.frombuffer(bytearray(frequencies), dtype=torch.float32)
+    d_sae, draws = frequency.numel(), named_generator("random codes", salt)
+    uniform = torch.rand(d_sae, generator=draws, dtype=torch.float64, device="cpu")
+    counts = (frequency.double() * patterns + uniform).long().clamp(0, patterns)
+    start = torch.randint(patterns, (d_sae,), generator=draws, device="cpu")
+    stride = 2 * torch.randint(patterns // 2, (d_sae,), generator=draws, device="cpu") + 1
+    latents = torch.arange(d_sae, device="cpu").repeat_interleave(counts)
+    number = torch.arange(latents.numel(), device="cpu") - (counts.cumsum(0) - counts)[latents]
+    pattern = (start[latents] + stride[latents] * number) % patterns  # odd strides meet no place twice
+    pattern, order = torch.sort(pattern, stable=True)
+    bounds = torch.zeros(patterns + 1, dtype=torch.int64, device="cpu")
+    torch.cumsum(torch.bincount(pattern, minlength=patterns), 0, out=bounds[1:])
+    return latents[order], bounds
+
+
+def _hash(rows: Float[Tensor, "rows d_in"], salt: int) -> Int[Tensor, " rows"]:
+    """Return a number for each row, not below zero, that all bits of its numbers decide."""
+    draws = named_generator("random codes", salt, "hash")
+    odd = 2 * torch.randint(1 << 40, (rows.shape[1],), generator=draws, device="cpu") + 1
+    bits = rows.contiguous().view(torch.int32).long() + 1
+    mixed = (bits * odd.to(rows.device)).sum(1)
+    return (mixed ^ (mixed >> 31)).mul(0x9E3779B1).bitwise_right_shift(20) & 0xFFFFFFF
 
 
 class RandomCodesConfig(ConstraintConfig):
@@ -133,15 +149,16 @@ class RandomCodes(Constraint):
         return replace(recipe, rule=RandomPattern(1 << self.config.log2_patterns), decoder_norm="unit", start_norm=1.0)
 
     def frozen(self, roles: Mapping[str, Role], recipe: Recipe) -> frozenset[str]:
-        """Freeze everything: there are no steps."""
-        return frozenset(roles)
+        """Freeze nothing: of the draw nothing is kept, and the twin's tensors are in the certificate."""
+        return frozenset()
 
     def finish(self, sae: SparseAutoencoder, twin: SparseAutoencoder | None) -> SparseAutoencoder:
         """Return the twin's weights under the random rule."""
         if twin is None:
             raise InputError("random_codes takes its frequencies from a trained twin, and none was given")
         kept = {name: twin.tensors[name] for name in ("W_enc", "W_dec", "b_dec")}
-        own = {name: torch.zeros_like(twin.encoder_bias) for name in sae.rule.tensors()}
+        own = {name: torch.zeros_like(sae.tensors[name]) for name in sae.rule.tensors()}
+        own["salt"].fill_(derive_seed("random codes", tensor_sha256(sae.w_dec)) % _SALTS)
         return SparseAutoencoder({**kept, **own, "b_enc": twin.encoder_bias}, sae.rule, twin.centring)
 
     def calibrate(

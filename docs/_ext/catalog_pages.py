@@ -31,7 +31,9 @@ from saebench_core import (
     ScoreInfo,
 )
 from saebench_core.catalog import Catalog, Plugin, make_catalog
+from saebench_core.conformance import Check, checks_of
 from saebench_core.interfaces.entry import Kind
+from saebench_core.interfaces.loaded import LoadedSpec
 from saebench_core.registry.model import ExcludeRule, RegistryModel, RuntimeSettings
 from saebench_core.report.words import FLAGS
 from saebench_core.tasks.collect import valid_null
@@ -249,11 +251,29 @@ def presets_page() -> str:
     return table(["preset", *map(code, keys)], rows)
 
 
+def checks_page(catalog: Catalog) -> str:
+    """Return, for every kind, a table of the conformance kit's checks; those of all kinds come first."""
+    listed = {f"{kind}s".capitalize(): checks_of(kind) for kind in KINDS}
+    loaded = next(plugin for plugin in catalog.of_kind("architecture") if isinstance(plugin.spec, LoadedSpec))
+    listed["Architectures that are loaded"] = checks_of(loaded)
+    shared = [check for check in checks_of("backbone") if all(check in checks for checks in listed.values())]
+    parts = ["### All kinds", _checks(shared)]
+    for title, checks in listed.items():
+        parts += [f"### {title}", _checks([check for check in checks if check not in shared])]
+    return "\n\n".join(parts)
+
+
+def _checks(checks: Sequence[Check[Any]]) -> str:
+    rows = [[code(check.name), check.summary, f"{check.remedy}."] for check in checks]
+    return table(["check", "what holds", "where it does not"], rows)
+
+
 PAGES: Final[Mapping[str, Callable[[Catalog], str]]] = {
     "plugins": plugins_page,
     "scores": scores_page,
     "nulls": nulls_page,
     "flags": lambda _: flags_page(),
+    "checks": checks_page,
     "registry": lambda _: fields_table(RegistryModel),
     "training": lambda _: fields_table(TrainingSettings),
     "presets": lambda _: presets_page(),

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
 from saebench_core.cli.options import Json
+from saebench_core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from saebench_core.catalog import Catalog, LoadFailure, Plugin
+    from saebench_core.conformance import Finding
 
 __all__ = ["register"]
+
+_KINDS = Literal["backbone", "architecture", "constraint", "metric"]
+_LOADING: Final = "mend the module, so that it can be imported and its hooks called (docs/plugins.md: What is checked)"
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +28,7 @@ def register(app: typer.Typer) -> None:
         help="What is installed: backbones, architectures, constraints, metrics.", no_args_is_help=True
     )
     plugins.command("list")(plugins_list)
+    plugins.command("check")(plugins_check)
     app.add_typer(plugins, name="plugins")
 
 
@@ -65,3 +77,116 @@ def plugins_list(as_json: Json = False) -> None:
         typer.echo(f"FAILED        {failure.plugin}: {failure.error}", err=True)
     for notice in catalog.notices:
         typer.echo(f"NOTICE        {notice.plugin}: {notice.text}", err=True)
+
+
+def plugins_check(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME|DIST]...", help="Plugins or distributions; by default all that are installed."),
+    ] = None,
+    kind: Annotated[_KINDS | None, typer.Option("--kind", help="Only plugins of this kind.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A key of the plugin's entry, e.g. model=path. Repeatable."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check plugins against their contracts: one line a check, and what to do about each failure.
+
+    The exit code is 0 if all pass, 1 if some fail, 2 if a name is unknown or a key is missing.
+    """
+    from saebench_core.catalog import make_catalog
+
+    catalog = make_catalog()
+    plugins, failures = _chosen(catalog, names or [], kind)
+    if settings and len(plugins) != 1:
+        raise InputError(f"--set is for one plugin at a time; {len(plugins)} are chosen; name one, and its --kind")
+    found: list[tuple[Plugin, list[Finding]]] = []
+    for plugin in plugins:
+        told = []
+        for finding in _findings(plugin, catalog, settings or [], asked_for=plugin.name in (names or [])):
+            told.append(finding)
+            if not as_json:
+                _print(f"{plugin.kind} {plugin.name}", finding.check, finding)
+        found.append((plugin, told))
+    if as_json:
+        typer.echo(json.dumps(_as_json(found, failures), indent=2))
+    else:
+        for failure in failures:
+            _print_outcome(failure.plugin, "loading", "FAILED", [failure.error, f"to do: {_LOADING}"])
+    failed = sum(finding.status == "failed" for _, told in found for finding in told) + len(failures)
+    if not as_json:
+        count = sum(len(told) for _, told in found) + len(failures)
+        typer.echo(f"plugins: {len(plugins)}, checks: {count}, failed: {failed}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _chosen(catalog: Catalog, names: Sequence[str], kind: str | None) -> tuple[list[Plugin], list[LoadFailure]]:
+    """Return what names stand for: plugins of that type, or all of a distribution, with its load failures.
+
+    Raises:
+        InputError: for a name that is neither.
+    """
+    plugins = [plugin for plugin in catalog if kind in (None, plugin.kind)]
+    if not names:
+        return plugins, list(catalog.failures)
+    known = {plugin.name for plugin in plugins} | {_plain(plugin.distribution) for plugin in plugins}
+    known |= {text for failure in catalog.failures for text in (failure.plugin, _plain(failure.distribution))}
+    for name in names:
+        if name not in known and _plain(name) not in known:
+            raise InputError(f"no plugin or distribution is called {name!r}{nearest(name, known)}")
+    wanted = {*names, *map(_plain, names)}
+    return (
+        [plugin for plugin in plugins if wanted & {plugin.name, _plain(plugin.distribution)}],
+        [failure for failure in catalog.failures if wanted & {failure.plugin, _plain(failure.distribution)}],
+    )
+
+
+def _plain(distribution: str) -> str:
+    """Return a distribution's name as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def _findings(plugin: Plugin, catalog: Catalog, settings: Sequence[str], asked_for: bool) -> Iterator[Finding]:
+    """Run the checks of a plugin; one that needs keys which nobody has given is left out, unless it was asked for."""
+    from saebench_core.conformance import Finding
+    from saebench_core.conformance.kit import findings, subject_of
+    from saebench_core.registry import Document
+
+    given = Document("--set", f"type: {plugin.name}\n", settings).data
+    subject = subject_of(plugin, {key: value for key, value in given.items() if key != "type"}, catalog)
+    try:
+        subject.config  # noqa: B018 - read here so that what is missing is told before anything runs
+    except InputError as error:
+        if asked_for or settings:
+            raise InputError(f"{error}; give keys with --set KEY=VALUE") from None
+        yield Finding("check_configuration_round_trip", "skipped", reason=f"{error}; name it, and give --set KEY=VALUE")
+        return
+    yield from findings(subject)
+
+
+def _print(plugin: str, check: str, finding: Finding) -> None:
+    lines = [finding.message, f"to do: {finding.remedy}"] if finding.status == "failed" else []
+    outcome = finding.status.upper() if finding.status == "failed" else finding.status
+    _print_outcome(plugin, check, f"{outcome}: {finding.reason}" if finding.reason else outcome, lines)
+
+
+def _print_outcome(plugin: str, check: str, outcome: str, lines: Iterable[str]) -> None:
+    typer.echo(f"{plugin:<32} {check:<42} {outcome}")
+    for line in lines:
+        typer.echo(f"    {line}")
+
+
+def _as_json(found: Sequence[tuple[Plugin, list[Finding]]], failures: Sequence[LoadFailure]) -> dict[str, Any]:
+    plugins = [
+        {
+            "kind": plugin.kind,
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+            "checks": [vars(finding) for finding in told],
+        }
+        for plugin, told in found
+    ]
+    broken = [{"plugin": failure.plugin, "error": failure.error, "remedy": _LOADING} for failure in failures]
+    return {"schema": 1, "plugins": plugins, "failures": broken}

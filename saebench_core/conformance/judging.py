@@ -63,7 +63,7 @@ class Judged:
 
 def score_of(metric: Metric, sae: SparseAutoencoder, prepared: Prepared, context: KitContext) -> Scored:
     """Score one SAE."""
-    return metric.score(Subject(sae, lambda: start_decoder(sae.d_in)), prepared, context)
+    return metric.score(Subject(sae, lambda: start_decoder(sae.d_in, sae.d_sae)), prepared, context)
 
 
 class MetricSubject(PluginSubject):

@@ -79,7 +79,6 @@ def check_inference_ignores_batch_mates(subject: LoadedSubject) -> None:
 def check_saved_again_is_the_same(subject: LoadedSubject) -> None:
     """The SAE that is published has the codes of the SAE that was loaded."""
     folder, x, facts = subject.new_folder(), subject.rows(), subject.load().facts
-    rule = {"l0": 1.0} if facts.plugin is None else {"architecture": facts.plugin, "l0": facts.k}
-    subject.sae.save(folder, dict(rule))
+    subject.sae.save(folder, {**facts.plugins, "l0": facts.k if facts.plugins else 1.0})
     again = subject.catalog.load_sae(folder)
     demand_close("codes after saving", again.encode(x).to_dense(), subject.sae.encode(x).to_dense(), 1e-4, 1e-5)

@@ -1,0 +1,1 @@
+"""Broken plugins, each with the check that is meant for it."""

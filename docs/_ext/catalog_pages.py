@@ -8,16 +8,12 @@ The functions return Markdown and know nothing of Sphinx; `CatalogTable` puts it
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from docutils import nodes
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -27,10 +23,11 @@ from saebench_core import (
     ConstraintConfig,
     ConstraintSpec,
     MetricConfig,
-    MetricSpec,
     ScoreInfo,
 )
 from saebench_core.catalog import Catalog, Plugin, make_catalog
+from saebench_core.catalog.describing import scores_of, smallest_entry
+from saebench_core.catalog.fields import fields_of, nested_models, shown, tag_of, type_text
 from saebench_core.conformance import Check, checks_of
 from saebench_core.interfaces.entry import Kind
 from saebench_core.interfaces.loaded import LoadedSpec
@@ -39,7 +36,17 @@ from saebench_core.report.words import FLAGS
 from saebench_core.tasks.collect import valid_null
 from saebench_core.training.settings import PRESETS, TrainingSettings
 
-__all__ = ["PAGES", "CatalogTable", "config_page", "flags_page", "plugins_page", "render", "scores_page", "setup"]
+__all__ = [
+    "PAGES",
+    "CatalogTable",
+    "config_page",
+    "flags_page",
+    "plugins_page",
+    "render",
+    "scores_of",
+    "scores_page",
+    "setup",
+]
 
 KINDS: Final[tuple[Kind, ...]] = ("backbone", "architecture", "constraint", "metric")
 _BASES: Final[Mapping[Kind, type[BaseModel]]] = {
@@ -49,15 +56,6 @@ _BASES: Final[Mapping[Kind, type[BaseModel]]] = {
     "metric": MetricConfig,
 }
 _EMPTY: Final = "-"
-_WORDS: Final[Mapping[Any, str]] = {
-    str: "text",
-    int: "integer",
-    float: "number",
-    bool: "true or false",
-    type(None): "null",
-    Any: "mapping",
-}
-_BOUNDS: Final = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -71,92 +69,18 @@ def code(value: object) -> str:
     return f"`{value}`"
 
 
-def shown(value: object) -> str:
-    """Return a default as one writes it in YAML; rounded to what people read."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, BaseModel):
-        return shown(value.model_dump(mode="json"))
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(map(shown, value)) + "]"
-    return str(value)
-
-
-def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """Return a type in the words of a registry's author."""
-    arguments = typing.get_args(annotation)
-    if metadata and type(None) in arguments:  # pydantic keeps the bounds beside the whole union
-        rest = [argument for argument in arguments if argument is not type(None)]
-        return " or ".join([*(type_text(argument, metadata) for argument in rest), "null"])
-    bounds = " and ".join(
-        f"{sign} {shown(getattr(bound, name))}"
-        for bound in metadata
-        for name, sign in _BOUNDS
-        if getattr(bound, name, None) is not None
-    )
-    return _type(annotation) + (f" {bounds}" if bounds else "")
-
-
-def _type(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return type_text(arguments[0], arguments[1:])
-    if origin is typing.Literal:
-        return " or ".join(code(value) for value in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_type, arguments)))
-    if origin is tuple:
-        listed = arguments[:1] if arguments[-1] is Ellipsis else arguments
-        return f"list of {_type(listed[0])}"
-    if origin is not None:
-        return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        tag = annotation.model_fields.get("type")
-        return f"mapping of type {code(_tag(annotation))}" if tag else "mapping"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def _tag(model: type[BaseModel]) -> str:
-    return str(typing.get_args(model.model_fields["type"].annotation)[0])
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-        return
-    for argument in typing.get_args(annotation):
-        yield from _models(argument)
-
-
-def _default(field: FieldInfo) -> str:
-    if field.default_factory is not None:
-        return code(shown(cast(Callable[[], object], field.default_factory)()))
-    return "required" if field.default is PydanticUndefined else code(shown(field.default))
-
-
 def fields_table(model: type[BaseModel], base: type[BaseModel] | None = None) -> str:
     """Return a table of a configuration's keys: type, default, meaning; those that its base has alike are left out."""
-    known = base.model_fields if base is not None else {}
     rows = [
-        [code(name), type_text(field.annotation, field.metadata), _default(field), field.description or _EMPTY]
-        for name, field in model.model_fields.items()
-        if name != "type" and (name not in known or known[name].default != field.default)
+        [
+            code(field.key),
+            type_text(model.model_fields[field.key].annotation, model.model_fields[field.key].metadata, quote="`"),
+            "required" if field.required else code(shown(field.default)),
+            field.description or _EMPTY,
+        ]
+        for field in fields_of(model, base)
     ]
     return table(["key", "type", "default", "meaning"], rows) if rows else "No keys of its own."
-
-
-def _nested(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    for name, field in model.model_fields.items():
-        for inner in _models(field.annotation):
-            yield name, inner
-            yield from _nested(inner)
 
 
 def _summary(model: type[BaseModel]) -> str:
@@ -170,8 +94,8 @@ def config_page(kind: Kind, catalog: Catalog) -> str:
         model = plugin.spec.config
         parts += [f"### `{plugin.name}`", f"{_sentence(plugin.spec.summary)} Source: {plugin.spec.source or _EMPTY}."]
         parts.append(fields_table(model, _BASES[kind]))
-        for key, inner in _nested(model):
-            title = f"`{key}: {{type: {_tag(inner)}}}`" if "type" in inner.model_fields else f"`{key}`"
+        for key, inner in nested_models(model):
+            title = f"`{key}: {{type: {tag_of(inner)}}}`" if "type" in inner.model_fields else f"`{key}`"
             parts += [f"{title}: {_summary(inner)}", fields_table(inner)]
     return "\n\n".join(parts)
 
@@ -189,17 +113,6 @@ def plugins_page(catalog: Catalog) -> str:
 def _all(catalog: Catalog) -> Iterator[tuple[Kind, Plugin]]:
     for kind in KINDS:
         yield from ((kind, plugin) for plugin in catalog.of_kind(kind))
-
-
-def _required(model: type[BaseModel]) -> dict[str, Any]:
-    given = {"d_sae": 1} if "d_sae" in model.model_fields else {}
-    return {"type": _tag(model), **given}
-
-
-def scores_of(plugin: Plugin) -> Mapping[str, ScoreInfo]:
-    """Return the scores of a metric as its default configuration declares them."""
-    spec = cast(MetricSpec, plugin.spec)
-    return spec.build(spec.config.model_validate(_required(spec.config))).scores()
 
 
 def _range(info: ScoreInfo) -> str:
@@ -233,7 +146,7 @@ def nulls_page(catalog: Catalog) -> str:
     rows = []
     for plugin in catalog.of_kind("constraint"):
         spec = cast(ConstraintSpec, plugin.spec)
-        constraint = spec.build(spec.config.model_validate(_required(spec.config)))
+        constraint = spec.build(spec.config.model_validate(smallest_entry(spec.config)))
         answers = ["yes" if valid_null(constraint, reads) else "no" for reads in ("encoder", "decoder", "both")]
         rows.append([code(plugin.name), ", ".join(sorted(constraint.randomises)) or "nothing", *answers])
     return table(["constraint", "holds random", "null for encoder", "null for decoder", "null for both"], rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from saebench_core.cli import plugin_info, scaffold_commands
 from saebench_core.cli.options import Json
 from saebench_core.errors import InputError, nearest
 
@@ -29,11 +30,13 @@ def register(app: typer.Typer) -> None:
     )
     plugins.command("list")(plugins_list)
     plugins.command("check")(plugins_check)
+    plugin_info.register(plugins)
+    scaffold_commands.register(plugins)
     app.add_typer(plugins, name="plugins")
 
 
 def plugins_list(as_json: Json = False) -> None:
-    """List all plugins with distribution and version, and those that failed to load."""
+    """List all plugins with distribution and version, what their authors should change, and what failed to load."""
     from saebench_core.catalog import make_catalog
 
     catalog = make_catalog()
@@ -73,10 +76,10 @@ def plugins_list(as_json: Json = False) -> None:
         typer.echo(
             f"{plugin.kind:<13} {plugin.name:<22} {plugin.spec.summary}  [{plugin.distribution} {plugin.version}]"
         )
-    for failure in catalog.failures:
-        typer.echo(f"FAILED        {failure.plugin}: {failure.error}", err=True)
     for notice in catalog.notices:
         typer.echo(f"NOTICE        {notice.plugin}: {notice.text}", err=True)
+    for failure in catalog.failures:
+        typer.echo(f"FAILED        {failure.plugin}: {failure.error}", err=True)
 
 
 def plugins_check(

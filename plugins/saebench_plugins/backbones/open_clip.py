@@ -74,7 +74,7 @@ class OpenClipConfig(BackboneConfig):
         "`pretrained`, open_clip's own initialisation.",
     )
     tokens: Literal["cls", "patches", "all"] = Field("all", description="Tokens whose activations are used.")
-    images: ImageSource
+    images: ImageSource = Field(description="Where images, labels and names of classes come from.")
     forward_batch: PositiveInt = Field(32, description="Images of one forward pass.")
     holdout: float = Field(0.2, gt=0, lt=1, description="Share of images never trained on.")
     dtype: Literal["auto", "bf16", "fp32"] = Field("auto", description="Number format; auto: the runtime's.")

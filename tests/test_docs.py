@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 TEXTS = [*PAGES, ROOT / "README.md"]
+TEXT_OF_PAGES = "".join(path.read_text(encoding="utf-8") for path in PAGES)
 CLI = typer.main.get_command(app)
 LIGHT = {"validate", "plan", "status", "results", "schema", "presets", "plugins"}
 BAD = """\
@@ -187,12 +189,15 @@ def test_the_examples_of_errors_are_real(tmp_path):
 
 
 def test_every_plugin_and_every_key_is_documented():
-    index, reference = built("index.md"), built("registry.md") + built("metrics.md")
+    index, reference = built("index.md"), built("builtins.md")
     for plugin in built_in():
         assert f"| `{plugin.name}` |" in index
-        section = reference.partition(f"\n### `{plugin.name}`\n")[2] + reference
+        part = reference.partition(f"\n## {plugin.kind.capitalize()}s\n")[2].partition("\n## ")[0]
+        shared, _, rest = part.partition("\n### ")
+        own = f"\n### {rest}".partition(f"\n### `{plugin.name}`\n")[2].partition("\n### ")[0]
+        assert f"Module: `{plugin.spec.config.__module__}`." in own and plugin.spec.source in own
         for key in plugin.spec.config.model_fields.keys() - {"type"}:
-            assert f"| `{key}` |" in section, f"{plugin.kind} {plugin.name}: {key}"
+            assert f"| `{key}` |" in own + shared, f"{plugin.kind} {plugin.name}: {key}"
 
 
 def test_every_score_is_documented():
@@ -287,6 +292,24 @@ def test_links_resolve(path):
         assert place.exists(), f"{path.name}: {target}"
         if anchor:
             assert anchor in anchors(place.read_text(encoding="utf-8")), f"{path.name}: {target}"
+
+
+def defined(text):
+    """Return the names of functions and classes of a module."""
+    nodes = ast.parse(text).body
+    return {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+
+
+def test_included_code_is_there():
+    included = re.findall(r"^```\{literalinclude\} (\S+)\n(.*?)^```$", TEXT_OF_PAGES, re.MULTILINE | re.DOTALL)
+    assert len(included) >= 12
+    for name, options in included:
+        text = (DOCS / name).read_text(encoding="utf-8")
+        for option, value in re.findall(r"^:([\w-]+): (.+)$", options, re.MULTILINE):
+            if option == "pyobject":
+                assert value in defined(text), f"{name} has no {value}"
+            elif option in ("start-at", "end-before"):
+                assert value in text, f"{name} has no line {value!r}"
 
 
 def test_the_picture_comes_from_a_run(tmp_path):

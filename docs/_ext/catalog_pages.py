@@ -1,4 +1,4 @@
-"""Pages that are made from the installed plugins when the documentation is built, so that they cannot go stale.
+"""Pages that are made from the built-in plugins when the documentation is built, so that they cannot go stale.
 
 The functions return Markdown and know nothing of Sphinx; `CatalogTable` puts it into a page::
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from docutils import nodes
 from pydantic import BaseModel
@@ -25,7 +25,7 @@ from saebench_core import (
     MetricConfig,
     ScoreInfo,
 )
-from saebench_core.catalog import Catalog, Plugin, make_catalog
+from saebench_core.catalog import Catalog, Plugin, PluginChoice, make_catalog
 from saebench_core.catalog.describing import scores_of, smallest_entry
 from saebench_core.catalog.fields import fields_of, nested_models, shown, tag_of, type_text
 from saebench_core.conformance import Check, checks_of
@@ -92,12 +92,23 @@ def config_page(kind: Kind, catalog: Catalog) -> str:
     parts = [f"Every {kind} has, beside `type`, the keys", fields_table(_BASES[kind])]
     for plugin in catalog.of_kind(kind):
         model = plugin.spec.config
-        parts += [f"### `{plugin.name}`", f"{_sentence(plugin.spec.summary)} Source: {plugin.spec.source or _EMPTY}."]
+        source = f"Source: {plugin.spec.source or _EMPTY}. Module: `{module_of(plugin)}`."
+        parts += [f"### `{plugin.name}`", f"{_sentence(plugin.spec.summary)} {source}"]
         parts.append(fields_table(model, _BASES[kind]))
         for key, inner in nested_models(model):
             title = f"`{key}: {{type: {tag_of(inner)}}}`" if "type" in inner.model_fields else f"`{key}`"
             parts += [f"{title}: {_summary(inner)}", fields_table(inner)]
     return "\n\n".join(parts)
+
+
+def module_of(plugin: Plugin) -> str:
+    """Return the name of the module that a plugin is defined in."""
+    return plugin.spec.config.__module__
+
+
+def files_page(kind: Kind, catalog: Catalog) -> str:
+    """Return the plugins of a kind with their modules."""
+    return "\n".join(f"- `{plugin.name}`: `{module_of(plugin)}`" for plugin in catalog.of_kind(kind))
 
 
 def _sentence(text: str) -> str:
@@ -193,6 +204,7 @@ PAGES: Final[Mapping[str, Callable[[Catalog], str]]] = {
     "runtime": lambda _: fields_table(RuntimeSettings),
     "exclude": lambda _: fields_table(ExcludeRule),
     **{f"{kind}s": partial(config_page, kind) for kind in KINDS},
+    **{f"files_{kind}": partial(files_page, kind) for kind in KINDS},
 }
 """What the directive's argument may be."""
 
@@ -212,7 +224,9 @@ class CatalogTable(SphinxDirective):
         page = self.arguments[0]
         if page not in PAGES:
             raise self.error(f"no catalog page {page!r}; there are: {', '.join(PAGES)}")
-        return self.parse_text_to_nodes(render(page, make_catalog()), allow_section_headings=True)
+        return self.parse_text_to_nodes(
+            render(page, make_catalog(PluginChoice(frozenset()))), allow_section_headings=True
+        )
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

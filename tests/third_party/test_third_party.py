@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import shutil
 import sys
 import venv
@@ -198,6 +199,17 @@ def test_every_constraint_holds_its_sae_and_its_constraint_every_architecture(si
     for cell in cells["its_sae"] + cells["its_constraint"]:
         hashes = cell["certificate"]["frozen"].values()
         assert cell["status"] == "done" and all(each["before"] == each["after"] for each in hashes)
+
+
+def test_the_commands_of_its_page_work(world, site):
+    page = (ROOT / "docs" / "writing_a_plugin.md").read_text(encoding="utf-8")
+    commands = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)).splitlines()
+    assert commands[0] == "pip install .", "what the fixture has done"
+    assert {words.split()[1] for words in commands[1:]} == {"plugins", "plan", "run", "results", "report"}
+    for words in commands[1:]:
+        name, *arguments = words.split()
+        assert name == "saebench"
+        wheels.run(SAEBENCH, *arguments, cwd=world.folder, PYTHONPATH=str(site))
 
 
 def own_tests(folder):

@@ -162,7 +162,8 @@ _HOME: dict[str, str] = {
         "api": ("CellOutcome", "Results", "Scores", "run", "score", "train_twins"),
         "errors": ("InputError", "MissingPackageError", "PluginError", "SaebenchError", "nearest"),
         "formats": (
-            "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_plugins", "checkpoint_sizes", "read_checkpoint",
+            "Checkpoint", "CheckpointFormat", "checkpoint_files", "checkpoint_plugins", "checkpoint_sizes",
+            "read_checkpoint",
         ),
         "geometry": ("drawn_order", "project_on_band"),
         "hookspecs": ("hookimpl",),

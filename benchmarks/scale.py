@@ -1,39 +1,84 @@
-"""Memory and time of training steps at the paper's scale: one SAE, or one with a soft-frozen twin.
+"""Memory and time of a run at the paper's scale: one SAE, or one with a soft-frozen twin, checkpoints and end included.
 
 Usage: python benchmarks/scale.py [--steps N] [--twin] [--d-in 2304] [--d-sae 73728] [--batch 4096] [--k 160]
+
+It is a real run of a registry in a temporary folder, on the synthetic backbone. Peak memory is that of the process.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
+import tempfile
 import time
+from pathlib import Path
 
-import torch
-from steps import make_trainee
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line sets it
+
+from saebench_core.api import Listener, open_registry, run
+from saebench_core.plan import Task
+
+REGISTRY = """
+name: scale
+backbones:
+  - {name: toy, type: synthetic, d_in: %(d_in)d, n_features: %(n_features)d, probability: {type: constant, p: 0.01}}
+architectures: [{type: %(architecture)s, d_sae: %(d_sae)d}]
+constraints: [%(constraints)s]
+l0: [%(k)d]
+seeds: [0]
+training: {steps: %(steps)d, batch_size: %(batch)d, lr: 2e-4, calibration_rows: 8192, evaluation_rows: 8192}
+runtime: {checkpoint_seconds: %(checkpoint_seconds)d}
+metrics: [{type: reconstruction, rows: 8192}]
+"""
+
+
+def peak_gb() -> float:
+    """Return the process's peak memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+class Watch(Listener):
+    """Prints the time of each step and the peak memory."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+        self.seconds: list[float] = []
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Take the time of a training step."""
+        if not label.startswith("train |"):
+            return
+        now = time.perf_counter()
+        if done > 1:
+            self.seconds.append(now - self.last)
+        self.last = now
+        print(f"step {done} of {total}, peak memory {peak_gb():.2f} GB", flush=True)
+
+    def done(self, task: Task, error: str | None) -> None:
+        """Print what a task left."""
+        print(f"{task.label}: {error or 'done'}, peak memory {peak_gb():.2f} GB", flush=True)
 
 
 def main() -> None:
-    """Take the steps; print seconds a step and the process's peak memory."""
+    """Run; print seconds a step and the process's peak memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("steps", 20), ("d-in", 2304), ("d-sae", 73728), ("batch", 4096), ("k", 160)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--architecture", default="batch_topk")
+    parser.add_argument("--checkpoint-seconds", type=int, default=30)
     parser.add_argument("--twin", action="store_true", help="train a soft-frozen twin beside it")
     options = parser.parse_args()
-    sizes = (options.architecture, options.d_in, options.d_sae, options.batch, options.k)
-    constraints = ("trained", "soft_frozen_decoder") if options.twin else ("trained",)
-    trainees = [make_trainee(*sizes, constraint) for constraint in constraints]
-    generator, seconds = torch.Generator().manual_seed(0), []
-    for number in range(options.steps):
-        batch = torch.nn.functional.normalize(torch.randn(options.batch, options.d_in, generator=generator), dim=1)
-        start = time.perf_counter()
-        for trainee in trainees:
-            trainee.step(batch, number)
-        seconds.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(f"step {number + 1}: {seconds[-1]:.1f} s, peak memory {peak / 1e9:.2f} GB", flush=True)
-    print(f"{len(trainees)} SAEs, median {sorted(seconds)[len(seconds) // 2]:.1f} s a step")
+    constraints = "{type: trained}" + (", {type: soft_frozen_decoder}" if options.twin else "")
+    text = REGISTRY % {**vars(options), "constraints": constraints, "n_features": 2 * options.d_in}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "registry.yaml"
+        path.write_text(text, encoding="utf-8")
+        watch = Watch()
+        report = run(open_registry(str(path), Path(folder) / "work"), track=False, listener=watch)
+    ordered = sorted(watch.seconds)
+    median = ordered[len(ordered) // 2] if ordered else float("nan")
+    print(f"exit {report.exit_code}, median {median:.1f} s a step, peak memory {peak_gb():.2f} GB")
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ class SparseAutoencoder:
         dense: bool = True,
         progress: float = 0.0,
         number: int = 0,
+        batch_l0: float | None = None,
     ) -> Step:
         """Run the SAE in training mode, with gradients to every tensor that wants one.
 
@@ -192,6 +193,7 @@ class SparseAutoencoder:
             dense: select from plain fp32 products, for selections of a large share.
             progress: share of the training that has passed, for terms that change with it.
             number: the step's, for terms that draw at random.
+            batch_l0: mean L0 of the whole batch, where ``x`` is a part of it.
         """
         tensors = self.tensors
         with torch.no_grad():
@@ -203,7 +205,19 @@ class SparseAutoencoder:
         values = self.rule.activate(at, selection, tensors)
         reconstruction = decode(values, tensors["W_dec"], selection) + tensors["b_dec"]
         return Step(
-            x, centred, target, tensors, self.rule, selection, at, values, reconstruction, dead, progress, number
+            x,
+            centred,
+            target,
+            tensors,
+            self.rule,
+            selection,
+            at,
+            values,
+            reconstruction,
+            dead,
+            progress,
+            number,
+            batch_l0,
         )
 
     def folded(self, scale: float) -> SparseAutoencoder:

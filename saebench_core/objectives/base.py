@@ -35,6 +35,7 @@ class Step:
         progress: share of the training that has passed, in [0, 1).
         number: the step's, counted from 0; what terms draw at random depends on it alone, so that a training that
             goes on where it was draws the same.
+        batch_l0: mean number of active latents of the whole batch, where these rows are a part of it; else None.
     """
 
     x: Float[Tensor, "rows d_in"]
@@ -49,6 +50,7 @@ class Step:
     dead: Bool[Tensor, " d_sae"]
     progress: float = 0.0
     number: int = 0
+    batch_l0: float | None = None
 
     @cached_property
     def residual(self) -> Float[Tensor, "rows d_in"]:
@@ -70,6 +72,12 @@ class Term(ABC):
     shapes: ClassVar[frozenset[Role]] = frozenset()
     """Roles of the only tensors that the term depends on, or none where it depends on the data. A term whose tensors
     a constraint freezes is a constant, and dropped."""
+
+    by_row: ClassVar[bool] = False
+    """Whether the value is a mean over rows of what each row has alone, so that a batch may be cut into parts."""
+
+    reads_batch_l0: ClassVar[bool] = False
+    """Whether the value of a part depends on the mean L0 of the whole batch, `Step.batch_l0`."""
 
     @abstractmethod
     def loss(self, step: Step) -> Float[Tensor, ""]:
@@ -135,6 +143,16 @@ class Objective:
             if weighted.term.shapes == {frozen}:
                 found = found.without(weighted.term.name, reason)
         return found
+
+    @property
+    def by_row(self) -> bool:
+        """Whether a batch may be cut into parts."""
+        return all(weighted.term.by_row for weighted in self.terms)
+
+    @property
+    def reads_batch_l0(self) -> bool:
+        """Whether parts need the mean L0 of the whole batch."""
+        return any(weighted.term.reads_batch_l0 for weighted in self.terms)
 
     def controlled(self) -> WeightedTerm | None:
         """Return the term that a controller steers, if there is one."""

@@ -23,6 +23,7 @@ class Reconstruction(Term):
     """``mean_rows ||x - x_hat||^2``."""
 
     name: ClassVar[str] = "reconstruction"
+    by_row: ClassVar[bool] = True
 
     def loss(self, step: Step) -> Tensor:
         """Return the squared error a row."""
@@ -39,6 +40,7 @@ class PrefixReconstruction(Term):
     """
 
     name: ClassVar[str] = "prefix_reconstruction"
+    by_row: ClassVar[bool] = True
     sizes: tuple[int, ...] = ()
 
     def loss(self, step: Step) -> Tensor:
@@ -63,6 +65,7 @@ class GateReconstruction(Term):
     """
 
     name: ClassVar[str] = "gate_reconstruction"
+    by_row: ClassVar[bool] = True
 
     def loss(self, step: Step) -> Tensor:
         """Return the squared error a row."""

@@ -52,6 +52,7 @@ class L1(Term):
     """
 
     name: ClassVar[str] = "l1"
+    by_row: ClassVar[bool] = True
     norm_weighted: bool = False
     of: Literal["values", "pre"] = "values"
 
@@ -67,15 +68,21 @@ class TargetL0(Term):
     """``(mean L0 / target - 1)^2`` with the surrogate count (dictionary_learning's form of JumpReLU)."""
 
     name: ClassVar[str] = "target_l0"
+    by_row: ClassVar[bool] = True
+    reads_batch_l0: ClassVar[bool] = True
     l0: float = 0.0
 
     def loss(self, step: Step) -> Tensor:
-        """Return the squared relative miss.
+        """Return the squared relative miss; of a part, what adds up to it over all parts, with the same gradient.
 
         Raises:
             TypeError: if the rule has no surrogate count.
         """
-        return (_mean_l0(step, self.name) / self.l0 - 1).square()
+        share = _mean_l0(step, self.name) / self.l0
+        if step.batch_l0 is None:
+            return (share - 1).square()
+        whole = step.batch_l0 / self.l0
+        return 2 * (whole - 1) * share + 1 - whole * whole
 
 
 @final
@@ -84,6 +91,7 @@ class StepL0(Term):
     """``mean_rows sum_j [pre_j > theta_j]`` with the surrogate count (Rajamanoharan et al. 2024)."""
 
     name: ClassVar[str] = "step_l0"
+    by_row: ClassVar[bool] = True
 
     def loss(self, step: Step) -> Tensor:
         """Return the mean L0.
@@ -100,6 +108,7 @@ class TanhPenalty(Term):
     """``mean_rows sum_j tanh(c z_j ||d_j||)`` (Anthropic, January 2025): counts latents that are clearly active."""
 
     name: ClassVar[str] = "tanh"
+    by_row: ClassVar[bool] = True
     scale: float = 4.0
 
     def loss(self, step: Step) -> Tensor:
@@ -123,6 +132,7 @@ class PowerPenalty(Term):
     """
 
     name: ClassVar[str] = "power"
+    by_row: ClassVar[bool] = True
     end: float = 0.2
     changes: int = 10
     first: float = 0.05
@@ -162,6 +172,7 @@ class PreActivationLoss(Term):
     """
 
     name: ClassVar[str] = "pre_activation"
+    by_row: ClassVar[bool] = True
     latents: Literal["all", "dead"] = "all"
 
     def loss(self, step: Step) -> Tensor:

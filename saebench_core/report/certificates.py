@@ -79,6 +79,17 @@ def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
+def _frozen(facts: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what was to stay as it was, and whether it did: tensors, vectors of single latents, a twin's decoder."""
+    found = {name: pair.get("before") == pair.get("after") for name, pair in (facts.get("frozen") or {}).items()}
+    for name, pair in (facts.get("frozen_latents") or {}).items():
+        if isinstance(pair, Mapping):
+            found[f"{name} of frozen latents"] = pair.get("before") == pair.get("after")
+    if "unpermuted_w_dec_sha256" in facts:
+        found["W_dec up to its order"] = facts["unpermuted_w_dec_sha256"] == (facts.get("twin") or {}).get("W_dec")
+    return found
+
+
 def _row(cell: CellResult, twins: Sequence[CellResult]) -> CertificateRow:
     facts: Mapping[str, Any] = cell.certificate or {}
     cosine = facts.get("decoder_cosine") or {}
@@ -95,7 +106,7 @@ def _row(cell: CellResult, twins: Sequence[CellResult]) -> CertificateRow:
         same_draw=_equal("base_draw_sha256", cell, twins),
         same_order=_equal("batch_order_sha256", cell, twins),
         same_start=_equal("w_dec_start_sha256", cell, same_init),
-        frozen={name: pair.get("before") == pair.get("after") for name, pair in (facts.get("frozen") or {}).items()},
+        frozen=_frozen(facts),
         cosine_min=_number(cosine.get("min")),
         cosine_mean=_number(cosine.get("mean")),
         at_bound_share=_number(facts.get("at_bound_share")),

@@ -61,6 +61,9 @@ class Rule(ABC):
     meets_l0: ClassVar[bool] = False
     """Whether the rule keeps the target number of latents by itself, without calibration or a penalty."""
 
+    by_row: ClassVar[bool] = False
+    """Whether training too selects in each row by that row alone, so that a batch may be cut into parts."""
+
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Name the tensors that the rule needs beside ``W_enc``, its encoder bias, ``W_dec`` and ``b_dec``."""
         return {}

@@ -25,6 +25,7 @@ class Gated(Rule):
     """
 
     bias_is_threshold: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
     encoder_bias: ClassVar[str] = "b_gate"
 
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
@@ -62,6 +62,8 @@ class JumpReLU(Rule):
         half_kernel: count with the kernel's upper half only, as dictionary_learning does by feeding it what has
             jumped already.
     """
+
+    by_row: ClassVar[bool] = True
 
     bandwidth: float = 0.001
     start: float = 0.001

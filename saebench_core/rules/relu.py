@@ -21,6 +21,7 @@ class ReLU(Rule):
     """All positive pre-activations (Bricken et al. 2023)."""
 
     bias_is_threshold: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     def select_training(self, pre: PreActivations, tensors: Mapping[str, Tensor]) -> Selected:
         """Select the positive entries."""

@@ -22,6 +22,7 @@ class TopK(Rule):
     """The k largest pre-activations of each row, negative ones set to zero (Gao et al. 2024)."""
 
     meets_l0: ClassVar[bool] = True
+    by_row: ClassVar[bool] = True
 
     k: int
 

@@ -157,10 +157,16 @@ class Steering:
             found[self._controlled] = found.get(self._controlled, 1.0) * self.l0.multiplier
         return found
 
-    def update(self, step: int, view: Step) -> None:
-        """Take in a batch at a step counted from 0."""
+    def update(self, step: int, view: Step, l0: float | None = None) -> None:
+        """Take in a batch at a step counted from 0.
+
+        Args:
+            step: its number.
+            view: the batch, or a part of it.
+            l0: mean number of active latents of the whole batch, where the view is a part.
+        """
         if self.l0 is not None:
-            self.l0.update(step, float((view.values.detach() > 0).sum()) / view.n_rows)
+            self.l0.update(step, float((view.values.detach() > 0).sum()) / view.n_rows if l0 is None else l0)
         for continuity in self.continuity.values():
             continuity.update(step, view)
 

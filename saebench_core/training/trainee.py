@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
@@ -15,15 +15,16 @@ from saebench_core.errors import SaebenchError
 from saebench_core.interfaces.architecture import Recipe, Shape
 from saebench_core.interfaces.constraint import Constraint, Start
 from saebench_core.kernels import DenseSwitch, fast_screen
-from saebench_core.objectives import Step
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.training.controllers import Steering
+from saebench_core.training.optimiser import Stepper, blocks, in_memory_order, make_optimiser
 from saebench_core.training.settings import TrainingSettings
+from saebench_core.training.tally import Tally
 
 __all__ = ["Trainee", "TrainingDivergedError"]
 
-_BLOCK: Final = 1 << 17
-"""Elements of a block that fits a processor's cache."""
+_PART_ENTRIES: Final = 1 << 25
+"""Entries of a part of a batch while dense matrices are made of it."""
 _THRESHOLD_FROM: Final = 0.1
 """Share of the steps after which the running threshold estimate starts."""
 
@@ -81,10 +82,10 @@ class Trainee:
         self._trained = {
             name: tensor.requires_grad_()
             for name, tensor in self.sae.tensors.items()
-            if name not in self.frozen | estimated
+            if constraint.trains and name not in self.frozen | estimated
         }
-        self._steppers = [_Stepper.of(tensor) for tensor in self._trained.values()]
-        self._optimiser = _optimiser([s.view for s in self._steppers], settings) if constraint.trains else None
+        self._steppers = [Stepper.of(tensor) for tensor in self._trained.values()]
+        self._optimiser = make_optimiser([s.view for s in self._steppers], settings) if constraint.trains else None
         self.steering = Steering(recipe.objective, settings.total_steps)
         self._silent_rows = torch.zeros(shape.d_sae, dtype=torch.int64, device=b_dec.device)
         self._dense = DenseSwitch()
@@ -119,23 +120,9 @@ class Trainee:
         """
         if self._optimiser is None:
             return
-        view = self.sae.training_step(
-            x,
-            x,
-            self._silent_rows >= self.settings.dead_window,
-            self.screen,
-            self._dense.now,
-            number / self.settings.total_steps,
-            number,
-        )
-        multipliers = self.steering.multipliers()
-        loss, _ = self.recipe.objective.loss(view, self.settings.sparsity_factor(number), multipliers)
-        for tensor in self._trained.values():
-            tensor.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        total = float(loss.detach())
-        if not torch.isfinite(loss.detach()):
-            raise TrainingDivergedError(f"the loss became {total} at step {number}; try a smaller learning rate")
+        tally = self._accumulate(x, number)
+        if not math.isfinite(tally.loss):
+            raise TrainingDivergedError(f"the loss became {tally.loss} at step {number}; try a smaller learning rate")
         grad_norm = self._shape_gradients()
         if not math.isfinite(grad_norm):  # a step with it would spoil every tensor, and no later loss may tell
             raise TrainingDivergedError(
@@ -147,13 +134,42 @@ class Trainee:
             stepper.hand_over()
         self._optimiser.step()
         with torch.no_grad():
-            self._after_step(view, number)
-            self._note(view, total, grad_norm)
+            self._after_step(tally, number)
+            self._note(tally, x, grad_norm)
+
+    def _parts(self, x: Float[Tensor, "rows d_in"]) -> Sequence[Tensor]:
+        """Cut a batch where a large share of its entries is selected, so that nothing dense of all of it is held."""
+        if not (self._dense.now and self.recipe.rule.by_row and self.recipe.objective.by_row):
+            return [x]
+        return torch.split(x, max(1, _PART_ENTRIES // self.shape.d_sae))
+
+    def _accumulate(self, x: Float[Tensor, "rows d_in"], number: int) -> Tally:
+        """Add up the gradients of the loss over the parts of a batch."""
+        dead = self._silent_rows >= self.settings.dead_window
+        progress, objective, tally = number / self.settings.total_steps, self.recipe.objective, Tally()
+        warmup, multipliers = self.settings.sparsity_factor(number), self.steering.multipliers()
+        for tensor in self._trained.values():
+            tensor.grad = None
+        parts = self._parts(x)
+        whole = self._mean_l0(parts) if len(parts) > 1 and objective.reads_batch_l0 else None
+        for part in parts:
+            view = self.sae.training_step(part, part, dead, self.screen, self._dense.now, progress, number, whole)
+            loss, _ = objective.loss(view, warmup, multipliers)
+            (loss * (view.n_rows / x.shape[0])).backward()  # type: ignore[no-untyped-call]
+            tally.add(view, float(loss.detach()))
+        return tally
+
+    @torch.no_grad()
+    def _mean_l0(self, parts: Sequence[Tensor]) -> float:
+        never, tally = torch.zeros_like(self._silent_rows, dtype=torch.bool), Tally()
+        for part in parts:
+            tally.add(self.sae.training_step(part, part, never, self.screen, self._dense.now), 0.0)
+        return tally.l0
 
     def _shape_gradients(self) -> float:
         """Make the decoder's gradient tangential, then clip; return the norm before clipping."""
         if self.unit_decoder and self.sae.w_dec.grad is not None:
-            for gradient, rows in _blocks(self.sae.w_dec.grad, self.sae.w_dec.detach()):
+            for gradient, rows in blocks(self.sae.w_dec.grad, self.sae.w_dec.detach()):
                 gradient.addcmul_(torch.linalg.vecdot(gradient, rows)[:, None], rows, value=-1)
         gradients = [tensor.grad for tensor in self._trained.values() if tensor.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
@@ -161,38 +177,35 @@ class Trainee:
             torch.nn.utils.clip_grads_with_norm_(self._trained.values(), self.settings.clip_norm, norm)
         return float(norm)
 
-    def _after_step(self, view: Step, number: int) -> None:
+    def _after_step(self, tally: Tally, number: int) -> None:
         self.recipe.rule.after_step(self.sae.tensors)
         if self.unit_decoder:
-            for (rows,) in _blocks(self.sae.w_dec):
+            for (rows,) in blocks(self.sae.w_dec):
                 rows.div_(rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
         self.constraint.project(self.sae, self.start)
-        values = view.values.detach()
-        self._silent_rows += view.n_rows
-        self._silent_rows[view.selection.fired(values)] = 0
-        self.steering.update(number, view)
-        self._dense.update(view.selection.density)
-        self._average_threshold(values, number)
+        self._silent_rows += tally.rows
+        if tally.last is not None and tally.fired is not None:
+            self._silent_rows[tally.fired] = 0
+            self.steering.update(number, tally.last, tally.l0)
+        self._dense.update(tally.density)
+        self._average_threshold(tally.smallest, number)
 
-    def _average_threshold(self, values: Tensor, number: int) -> None:
+    def _average_threshold(self, smallest: float, number: int) -> None:
         """Follow the smallest kept activation, as dictionary_learning does."""
         calibrated = self.recipe.rule.calibrated()
-        positive = values[values > 0]
-        if calibrated is None or positive.numel() == 0 or number < _THRESHOLD_FROM * self.settings.total_steps:
+        if calibrated is None or not math.isfinite(smallest) or number < _THRESHOLD_FROM * self.settings.total_steps:
             return
-        smallest, decay = float(positive.min()), calibrated.average
-        before = self.threshold_average
+        before, decay = self.threshold_average, calibrated.average
         self.threshold_average = smallest if before is None else decay * before + (1 - decay) * smallest
 
-    def _note(self, view: Step, loss: float, grad_norm: float) -> None:
-        residual = view.residual.detach()
-        spread = float((view.target - view.target.mean(0)).square().sum())
+    def _note(self, tally: Tally, x: Float[Tensor, "rows d_in"], grad_norm: float) -> None:
+        spread = float((x - x.mean(0)).square().sum())
         self.report = StepReport(
-            loss=loss,
-            l0=float((view.values.detach() > 0).sum()) / view.n_rows,
+            loss=tally.loss,
+            l0=tally.l0,
             grad_norm=grad_norm,
-            explained_variance=1 - float(residual.square().sum()) / spread if spread > 0 else float("nan"),
-            dead_share=float(view.dead.double().mean()),
+            explained_variance=1 - tally.error / spread if spread > 0 else float("nan"),
+            dead_share=float(tally.last.dead.double().mean()) if tally.last is not None else 0.0,
         )
 
     @property
@@ -205,7 +218,7 @@ class Trainee:
 
         Tensors are given in memory order: an encoder has its latents first.
         """
-        tensors = {f"sae.{name}": _in_memory_order(tensor.detach()) for name, tensor in self.sae.tensors.items()}
+        tensors = {f"sae.{name}": in_memory_order(tensor.detach()) for name, tensor in self.sae.tensors.items()}
         tensors["silent_rows"] = self._silent_rows
         for name, moments in self._moments().items():
             tensors |= {f"moments.{name}.{key}": value for key, value in moments.items()}
@@ -220,7 +233,7 @@ class Trainee:
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Go on from what `state` has returned."""
         for name, tensor in self.sae.tensors.items():
-            _in_memory_order(tensor).copy_(tensors[f"sae.{name}"])
+            in_memory_order(tensor).copy_(tensors[f"sae.{name}"])
         self._silent_rows.copy_(tensors["silent_rows"])
         for name, stepper in zip(self._trained, self._steppers, strict=True):
             start = f"moments.{name}."
@@ -249,49 +262,8 @@ class Trainee:
     @torch.no_grad()
     def heldout_variance(self, x: Float[Tensor, "rows d_in"]) -> float:
         """Return the share of variance explained on a scaled batch, in training mode."""
-        alive = torch.zeros_like(self._silent_rows, dtype=torch.bool)
-        view = self.sae.training_step(x, x, alive, self.screen, self._dense.now)
-        return 1 - float(view.residual.double().square().sum() / (x - x.mean(0)).double().square().sum())
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class _Stepper:
-    """A trained tensor, and its view in memory order, which the optimiser steps on without copies."""
-
-    tensor: Tensor
-    view: Tensor
-    transposed: bool
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> _Stepper:
-        """View a tensor, or its transpose, whichever is contiguous."""
-        return cls(tensor, _in_memory_order(tensor.detach()), not tensor.is_contiguous())
-
-    def hand_over(self) -> None:
-        """Give the tensor's gradient to the view."""
-        gradient = self.tensor.grad
-        self.view.grad = gradient.T if gradient is not None and self.transposed else gradient
-
-
-def _in_memory_order(tensor: Tensor) -> Tensor:
-    """Return a matrix, or its transpose, whichever is contiguous."""
-    return tensor if tensor.is_contiguous() else tensor.T
-
-
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors into blocks of rows that stay in a cache."""
-    size = max(1, _BLOCK // tensors[0].shape[1])
-    return zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)
-
-
-def _optimiser(tensors: list[Tensor], settings: TrainingSettings) -> torch.optim.Optimizer | None:
-    """Return AdamW with decay on matrices only; None where nothing is trained."""
-    matrices = [tensor for tensor in tensors if tensor.ndim > 1]
-    others = [tensor for tensor in tensors if tensor.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True) if groups else None
+        never, error = torch.zeros_like(self._silent_rows, dtype=torch.bool), 0.0
+        for part in self._parts(x):
+            view = self.sae.training_step(part, part, never, self.screen, self._dense.now)
+            error += float(view.residual.double().square().sum())
+        return 1 - error / float((x - x.mean(0)).double().square().sum())

@@ -189,7 +189,7 @@ def test_stored_and_live_rows_in_one_window_come_in_the_same_order(tmp_path):
 
 
 def test_live_rows_are_drawn_window_by_window(monkeypatch):
-    monkeypatch.setattr(readers, "_WINDOW_ROWS", 16)
+    monkeypatch.setattr(readers, "WINDOW_ROWS", 16)
     batches = row_numbers(shuffled(live(numbered(60)), 60, 10, available=60))
     assert sorted(number for batch in batches for number in batch) == list(range(60))
 

@@ -166,6 +166,23 @@ def test_a_twin_that_is_none_is_found_out():
     assert "11 of 15" in render_html(sweep(cells), cells)
 
 
+def test_facts_that_constraints_add_are_checked():
+    def checks(**facts):
+        cell = record("toy", "trained", 0)
+        changed = {**cell.result.certificate, "frozen": {}, **facts}
+        (row,) = certificate_rows([record("toy", "trained", 0, certificate=changed)])
+        return row.frozen, row.sound
+
+    same, other = digest("a"), digest("b")
+    latents = {"count": 3, "W_dec": {"before": same, "after": same}}
+    assert checks(frozen_latents=latents) == ({"W_dec of frozen latents": True}, True)
+    broken = {**latents, "W_enc": {"before": same, "after": other}}
+    assert checks(frozen_latents=broken)[1] is False
+    for hash_of_twin, sound in ((same, True), (other, False)):
+        facts = {"unpermuted_w_dec_sha256": same, "twin": {"W_dec": hash_of_twin}}
+        assert checks(**facts) == ({"W_dec up to its order": sound}, sound)
+
+
 def test_start_is_compared_within_an_init_only():
     cells = [record("toy", "trained", 0), record("toy", "frozen_decoder", 0)]
     facts = {**cells[1].result.certificate, "w_dec_start_sha256": digest("cov")}

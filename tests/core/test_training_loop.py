@@ -130,7 +130,7 @@ def test_an_sae_that_fails_leaves_the_group_and_the_others_are_not_harmed(spoile
     assert isinstance(outcome.failures["bad"], error)
     assert error is KeyError or str(outcome.failures["bad"]).startswith(f"the loss became nan at step {at}")
     for name, key in zip(("first", "last"), others, strict=True):
-        assert same_bits(bits(trainees[name]), group[0]["/".join(key)])
+        assert same_bits(bits(trainees[name]), group[0]["/".join((*key, "narrow"))])
     assert outcome.batch_order_sha256 == group[1].batch_order_sha256
     assert all(tensor.isfinite().all() for tensor in bits(trainees["bad"]).values())
     assert max(outcome.curves["first"].heldout) == STEPS

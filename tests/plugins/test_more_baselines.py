@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from saebench_plugins.constraints.random_codes import RandomPattern, _hash, _table
+from safetensors.torch import load_file
 
 from saebench_core import api
 from saebench_core.geometry import drawn_order, project_on_band
@@ -271,7 +272,14 @@ def test_a_short_run_of_the_preset_is_whole_and_scored(tmp_path):
     report = api.run_opened(opened, track=False)
     cells = {(r.result.architecture.type, r.result.constraint.name): r.result for r in report.records}
     assert {cell.status for cell in cells.values()} == {"done"}, [cell.error for cell in cells.values()]
+    for cell in cells.values():
+        published = load_file(tmp_path / cell.artifacts["sae"] / "sae_weights.safetensors")
+        for name in {"W_enc", "W_dec"} & set(cell.certificate["frozen"]):
+            assert cell.certificate["frozen"][name]["after"] == tensor_sha256(published[name]), "of what is in the file"
     for architecture in ("topk", "batch_topk"):
+        twin = load_file(tmp_path / cells[architecture, "trained"].artifacts["sae"] / "sae_weights.safetensors")
+        for name in ("permuted_decoder", "random_codes", "untrained_matched"):
+            assert cells[architecture, name].certificate["twin"]["W_dec"] == tensor_sha256(twin["W_dec"])
         free, permuted, codes, matched = (
             cells[architecture, name] for name in ("trained", "permuted_decoder", "random_codes", "untrained_matched")
         )

@@ -215,6 +215,18 @@ def test_every_command_reads_it_and_an_edit_makes_anew_what_it_shapes(folder):
     assert {kind for kind, _ in waiting()} == {"train", "score"}
 
 
+def test_the_kit_checks_a_file(folder):
+    (folder / "my.py").write_text("import mlflow\n" + metric("mine"))
+    outcome = call("--plugin-file", "my.py", "plugins", "check", "my.py", "--json", cwd=folder)
+    (plugin,) = json.loads(outcome.out)["plugins"]
+    assert (plugin["kind"], plugin["name"], plugin["distribution"]) == ("metric", "mine", "my.py")
+    checks = {check["check"]: check for check in plugin["checks"]}
+    assert checks["check_building_twice"]["status"] == "passed"
+    assert checks["check_import_is_light"]["status"] == "failed"
+    assert "mlflow" in checks["check_import_is_light"]["message"], "the file was imported in a process of its own"
+    assert outcome.code == 1
+
+
 def test_an_edit_makes_anew_what_the_file_shapes_and_nothing_else(folder):
     before = plan_of(MINE, catalog_of(folder / "my.py"))
     (folder / "my.py").write_text(architecture("mine") + "# edited\n")

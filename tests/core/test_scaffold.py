@@ -96,6 +96,26 @@ def test_the_commands_that_it_names(made):
     assert "pytest" in project["optional-dependencies"]["test"][0]
 
 
+def test_it_installs_as_a_checkout_with_what_the_core_is_built_with(tmp_path):
+    """``pip install --no-build-isolation -e .`` needs hatchling, and nothing that this environment lacks."""
+    folder = write_distribution("my-editable", "constraint", tmp_path).folder
+    made = subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], capture_output=True)
+    assert made.returncode == 0, made.stderr
+    python = tmp_path / "venv" / "bin" / "python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    (purelib,) = subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.split()
+    (Path(purelib) / "base.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in sys.path if p))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "--no-index", "--no-build-isolation", "-e", f"{folder}[test]"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    module = folder / "src" / "my_editable" / "constraint.py"
+    module.write_text(module.read_text().replace(KINDS["constraint"], "Edited in place"))
+    code = "from saebench_core.catalog import make_catalog; print(make_catalog().find('my_editable').spec.summary)"
+    seen = subprocess.run([python, "-c", code], capture_output=True, text=True, env=environment())
+    assert seen.stdout == "Edited in place\n", seen.stderr
+
+
 def test_its_tests_fail_when_the_example_is_broken(tmp_path):
     """The tests that are written are worth something: they find a rule that says other values than it selects."""
     folder = write_distribution("my-broken", "architecture", tmp_path).folder

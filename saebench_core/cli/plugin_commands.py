@@ -14,7 +14,7 @@ from saebench_core.cli.options import Json
 from saebench_core.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from saebench_core.catalog import Catalog, LoadFailure, Plugin
+    from saebench_core.catalog import Catalog, LoadFailure, Notice, Plugin
     from saebench_core.conformance import Finding
 
 __all__ = ["register"]
@@ -41,36 +41,7 @@ def plugins_list(as_json: Json = False) -> None:
 
     catalog = make_catalog()
     if as_json:
-        rows = [
-            {
-                "kind": plugin.kind,
-                "name": plugin.name,
-                "summary": plugin.spec.summary,
-                "distribution": plugin.distribution,
-                "version": plugin.version,
-            }
-            for plugin in catalog
-        ]
-        failures = [
-            {
-                "plugin": failure.plugin,
-                "distribution": failure.distribution,
-                "version": failure.version,
-                "error": failure.error,
-            }
-            for failure in catalog.failures
-        ]
-        notices = [
-            {
-                "plugin": notice.plugin,
-                "distribution": notice.distribution,
-                "version": notice.version,
-                "notice": notice.text,
-            }
-            for notice in catalog.notices
-        ]
-        document = {"schema": 1, "plugins": rows, "failures": failures, "notices": notices}
-        typer.echo(json.dumps(document, indent=2))
+        typer.echo(json.dumps(_list_as_json(catalog), indent=2))
         return
     for plugin in catalog:
         typer.echo(
@@ -80,6 +51,26 @@ def plugins_list(as_json: Json = False) -> None:
         typer.echo(f"NOTICE        {notice.plugin}: {notice.text}", err=True)
     for failure in catalog.failures:
         typer.echo(f"FAILED        {failure.plugin}: {failure.error}", err=True)
+
+
+def _list_as_json(catalog: Catalog) -> dict[str, Any]:
+    plugins = [
+        {
+            "kind": plugin.kind,
+            "name": plugin.name,
+            "summary": plugin.spec.summary,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+        }
+        for plugin in catalog
+    ]
+    failures = [_origin(failure) | {"error": failure.error} for failure in catalog.failures]
+    notices = [_origin(notice) | {"notice": notice.text} for notice in catalog.notices]
+    return {"schema": 1, "plugins": plugins, "failures": failures, "notices": notices}
+
+
+def _origin(told: LoadFailure | Notice) -> dict[str, str]:
+    return {"plugin": told.plugin, "distribution": told.distribution, "version": told.version}
 
 
 def plugins_check(

@@ -65,7 +65,7 @@ COMMANDS = [
     [], ["run"], ["plan"], ["validate"], ["status"], ["results"], ["report"], ["init"], ["schema"], ["sync"], ["ui"],
     ["activations"], ["activations", "export"],
     ["du"], ["gc"], ["presets"], ["presets", "list"], ["presets", "show"], ["plugins"], ["plugins", "list"],
-    ["plugins", "info"], ["plugins", "new"],
+    ["plugins", "check"], ["plugins", "info"], ["plugins", "new"],
 ]  # fmt: skip
 
 

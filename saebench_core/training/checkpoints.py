@@ -28,6 +28,7 @@ FOLDER: Final = "checkpoints"
 
 _TENSORS: Final = "state.safetensors"
 _PLAIN: Final = "state.json"
+_TIMES_WRITING: Final = 10
 
 
 class Kept(NamedTuple):
@@ -65,6 +66,8 @@ class NoCheckpoints:
 class Checkpoints:
     """Checkpoints below one folder, written every so many seconds; each replaces the one before.
 
+    Where writing takes long, they come as much more rarely that it stays a tenth of the whole time.
+
     Attributes:
         root: folder of all trainings that are not finished.
         keys: folder name of every SAE, by the SAE's name.
@@ -77,15 +80,16 @@ class Checkpoints:
     seconds: float
     now: Callable[[], float] = time.monotonic
     _last: float | None = field(default=None, repr=False)
+    _spent: float = field(default=0.0, repr=False)
 
     def due(self) -> bool:
         """Say whether it is time to write; the clock starts at the first question."""
         now = self.now()
         if self._last is None:
             self._last = now
-        if now - self._last < self.seconds:
+        if now - self._last < max(self.seconds, _TIMES_WRITING * self._spent):
             return False
-        self._last = now
+        self._last, self._spent = now, 0.0
         return True
 
     def save(self, name: str, kept: Kept) -> None:
@@ -94,7 +98,7 @@ class Checkpoints:
         Raises:
             OSError: if the disk does not take it; the older one stays.
         """
-        place = self.root / self.keys[name]
+        began, place = time.perf_counter(), self.root / self.keys[name]
         draft = place / f".{uuid.uuid4().hex}.tmp"
         try:
             draft.mkdir(parents=True)
@@ -109,6 +113,7 @@ class Checkpoints:
         for other in place.iterdir():
             if other != target:
                 shutil.rmtree(other, ignore_errors=True)
+        self._spent += time.perf_counter() - began
 
     def _write(self, draft: Path, kept: Kept) -> None:
         save_file(dict(kept.tensors), draft / _TENSORS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from saebench_core.activations import ShuffledRows
+from saebench_core.training import checkpoints
 from saebench_core.training.checkpoints import Checkpoints, Kept
 from saebench_core.training.loop import train_group
 from tests.helpers.training import (
@@ -229,6 +230,16 @@ def test_the_clock_starts_with_the_training(tmp_path):
     times = iter([100.0, 130.0, 161.0, 200.0, 222.0])
     keeper = Checkpoints(tmp_path, {}, 60, lambda: next(times))
     assert [keeper.due() for _ in range(5)] == [False, False, True, False, True]
+
+
+def test_writing_stays_a_tenth_of_the_time(tmp_path, monkeypatch):
+    times = iter([0.0, 10.0, 40.0, 109.0, 111.0])
+    keeper = Checkpoints(tmp_path, {"one": "key"}, 10, lambda: next(times))
+    assert [keeper.due(), keeper.due()] == [False, True]
+    clock = iter([0.0, 10.0])  # ten seconds for one SAE
+    monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: next(clock))
+    keeper.save("one", kept(3))
+    assert [keeper.due(), keeper.due(), keeper.due()] == [False, False, True]
 
 
 def test_nothing_is_kept_of_what_is_not_trained(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 
 from saebench_core.errors import InputError
 
-__all__ = ["EntryLike", "as_entry", "as_list"]
+__all__ = ["EntryLike", "as_block", "as_entry", "as_list"]
 
 EntryLike = str | Mapping[str, Any]
 """An entry of a registry: a mapping with ``type``, or the type alone."""
@@ -18,6 +18,11 @@ def as_entry(given: EntryLike) -> Any:
     if isinstance(given, str):
         return {"type": given}
     return dict(given) if isinstance(given, Mapping) else given
+
+
+def as_block(given: Mapping[str, Any] | None) -> Any:
+    """Return a block such as ``training`` as a mapping of its own; what is none is left to the registry's checks."""
+    return dict(given or {}) if given is None or isinstance(given, Mapping) else given
 
 
 def as_list(caller: str, key: str, given: Sequence[EntryLike]) -> list[Any]:

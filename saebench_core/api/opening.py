@@ -118,6 +118,8 @@ def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = ()) -
         InputError: if the workdir can be no folder, or no cell matches.
     """
     workdir = checked_workdir(workdir)
+    if not isinstance(only, Sequence):
+        raise InputError(f"only: expected texts such as 'seed=0', got {only!r}")
     chosen = pick_device(registry.runtime.device)
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
     cells: tuple[Cell, ...] | None = registry.select([only] if isinstance(only, str) else only) if only else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -184,7 +184,7 @@ class Results:
         for axis, wanted in axes.items():
             if axis not in AXES:
                 raise InputError(f"no axis {axis!r}{nearest(axis, AXES)}; there are: {', '.join(AXES)}")
-            choices = {wanted} if isinstance(wanted, str | int | float) else set(wanted)
+            choices = set(wanted) if isinstance(wanted, Sequence | Set) and not isinstance(wanted, str) else {wanted}
             values = {record.result.cell_id: planned[record.result.cell_id].axis(axis) for record in kept}
             kept = [record for record in kept if values[record.result.cell_id] & choices]
             if not kept:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from saebench_core.api.entries import EntryLike, as_entry, as_list
+from saebench_core.api.entries import EntryLike, as_block, as_entry, as_list
 from saebench_core.api.notebook import work_through
 from saebench_core.api.opening import checked_workdir, plan_registry
 from saebench_core.api.outcomes import CellOutcome
@@ -113,7 +113,7 @@ def score(
     store, catalog = Store(place / "store"), make_catalog()
 
     def document(sae_path: str, entry: Any) -> dict[str, Any]:
-        return _document(sae_path, format, entry, as_list(_LABEL, "metrics", metrics), dict(runtime or {}))
+        return _document(sae_path, format, entry, as_list(_LABEL, "metrics", metrics), as_block(runtime))
 
     entry = {"name": "rows", "type": "activations", "path": "."} if backbone is None else _at(as_entry(backbone), site)
     validate(Document.of(_LABEL, document(".", entry)), catalog)  # before anything is written
@@ -127,7 +127,7 @@ def score(
     return Scores(cell)
 
 
-def _document(path: str, format: str, backbone: Any, metrics: list[Any], runtime: dict[str, Any]) -> dict[str, Any]:
+def _document(path: str, format: str, backbone: Any, metrics: list[Any], runtime: Any) -> dict[str, Any]:
     """Return a registry with the SAE alone: its entry needs a twin, from which nothing is trained here."""
     return {
         "name": _LABEL,
@@ -154,10 +154,12 @@ def _at(backbone: Any, site: str | None) -> Any:
     Raises:
         InputError: if it has several to choose from.
     """
+    if not isinstance(backbone, Mapping):  # the registry's checks say what is wrong with it
+        return backbone
     if site is not None:
         return {**backbone, "sites": [site]}
-    sites = backbone.get("sites") if isinstance(backbone, Mapping) else None
-    if isinstance(sites, Sequence) and len(sites) > 1:
+    sites = backbone.get("sites")
+    if isinstance(sites, Sequence) and not isinstance(sites, str) and len(sites) > 1:
         raise InputError(f"{_LABEL}: the backbone has several sites; give `site`: {', '.join(map(str, sites))}")
     return backbone
 

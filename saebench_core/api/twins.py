@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from saebench_core.api.entries import EntryLike, as_entry, as_list
+from saebench_core.api.entries import EntryLike, as_block, as_entry, as_list
 from saebench_core.api.notebook import work_through
 from saebench_core.api.opening import checked_workdir, plan_registry
 from saebench_core.api.outcomes import Results
@@ -76,8 +76,8 @@ def train_twins(
         "constraints": as_list(_LABEL, "constraints", constraints),
         "l0": l0 if isinstance(l0, Sequence) else [l0],
         "seeds": seeds if isinstance(seeds, Sequence) else [seeds],
-        "training": dict(training) if training is not None else _training(splits),
-        "runtime": dict(runtime or {}),
+        "training": _training(splits) if training is None else as_block(training),
+        "runtime": as_block(runtime),
         "metrics": as_list(_LABEL, "metrics", metrics),
     }
     catalog = make_catalog()

@@ -178,6 +178,17 @@ def test_what_run_cannot_use_is_refused(tmp_path):
         sb.run(registry, workdir=tmp_path / "file" / "work")
 
 
+def test_axes_take_what_a_data_frame_gives(ran):
+    results = ran[1]
+    seeds = results.to_frame()["seed"].unique()
+    assert type(seeds[0]).__module__ == "numpy"
+    assert len(results.select(seed=seeds[0])) == len(results.select(seed=int(seeds[0])))
+    with pytest.raises(sb.InputError, match="l0=None: no cell matches"):
+        results.select(l0=None)
+    with pytest.raises(sb.InputError, match="only: expected texts such as 'seed=0', got 5"):
+        sb.run(results.registry, only=5)
+
+
 def test_cells_are_found_by_their_axes(ran):
     results = ran[1]
     assert results["trained", 1].result.seed == 1

@@ -174,3 +174,22 @@ def test_an_object_whose_rule_only_a_plugin_knows_is_refused(twins, planted, tmp
         sb.InputError, match=r"score: architecture 'mine' needs a plugin's rule.*give the cell of results"
     ):
         sb.score(twins["trained", 0].sae, activations=planted, workdir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"backbone": 3}, "backbones"),
+        ({"backbone": 3, "site": "x"}, "backbones"),
+        ({"backbone": {"type": "synthetic", "d_in": 8, "sites": "activations"}}, "sites"),
+        ({"backbone": {"type": "synthetic", "d_in": 8}, "runtime": 3}, "runtime"),
+    ],
+)
+def test_what_is_no_mapping_is_told_by_its_key(given, message, tmp_path):
+    with pytest.raises(sb.InputError, match=message):
+        sb.score(tmp_path, **given, workdir=tmp_path / "work")
+
+
+def test_a_training_that_is_no_mapping_is_told(planted, tmp_path):
+    with pytest.raises(sb.InputError, match="training"):
+        sb.train_twins(planted, {"type": "topk", "expansion": 2}, ["trained"], training=5, workdir=tmp_path / "work")

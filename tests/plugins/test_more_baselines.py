@@ -102,6 +102,8 @@ def test_angular_band_holds_after_every_step():
     assert 0 < facts["at_bound_share"] <= 1
     with pytest.raises(ValidationError, match="must be below most"):
         build("constraint", "angular_band", least=0.8, most=0.5)
+    with pytest.raises(ValidationError, match="holds nothing"):
+        build("constraint", "angular_band", least=-1.0, most=1.0)
 
 
 def test_fixed_norm_holds_random_norms_while_directions_learn():
@@ -141,6 +143,14 @@ def test_partial_freeze_keeps_the_bits_of_its_latents_and_of_no_other(architectu
         sae.w_dec.neg_(), sae.w_enc.neg_()
     broken = trainee.constraint.certify(sae, start)["frozen_latents"]
     assert any(pair["before"] != pair["after"] for name, pair in broken.items() if name != "count")
+
+
+def test_some_latents_are_frozen_and_some_are_not():
+    with pytest.raises(ValidationError, match="less than 1"):
+        build("constraint", "partial_freeze", fraction=1.0)
+    for fraction, count in ((1e-6, 1), (1 - 1e-6, D_SAE - 1)):
+        trainee = make_trainee("topk", "partial_freeze", X, fraction=fraction)
+        assert trainee.constraint.certify(trainee.sae, trainee.start)["frozen_latents"]["count"] == count
 
 
 def test_what_the_encoder_reads_is_fixed_where_its_vectors_are():
@@ -183,6 +193,13 @@ def test_untrained_matched_fires_each_latent_as_often_as_the_twins(twin):
     assert int((wanted <= reachable).sum()) > D_SAE // 2
 
 
+def test_as_many_rows_are_matched_on_as_the_key_says(twin):
+    for rows, wanted in ((10, 10), (2500, 2500), (10**6, 3000)):
+        trainee = make_trainee("topk", "untrained_matched", X, rows=rows)
+        batches = list(trainee.constraint._batches(MemoryReader(X)))
+        assert sum(len(batch) for batch in batches) == wanted
+
+
 def test_random_codes_keep_frequencies_strengths_and_l0_and_ignore_the_input(twin):
     _, sae = finished("random_codes", twin)
     assert torch.equal(sae.w_dec, twin.w_dec)
@@ -207,6 +224,8 @@ def test_random_codes_of_a_row_do_not_depend_on_its_batch(twin):
     order = torch.randperm(X.shape[0], generator=torch.Generator().manual_seed(0))
     assert torch.equal(sae.encode(X[order]).to_dense(), whole[order])
     assert torch.equal(sae.encode(torch.cat([X[:3], X[:3]])).to_dense(), whole[[0, 1, 2, 0, 1, 2]])
+    zeros = torch.zeros(1, 5)
+    assert torch.equal(_hash(zeros, 3), _hash(-zeros, 3)), "equal rows, whatever the sign of their zeros"
     assert torch.equal(torch.cat([sae.encode(part).to_dense() for part in X.split(17)]), whole)
 
 

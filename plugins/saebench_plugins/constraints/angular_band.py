@@ -36,6 +36,8 @@ class AngularBandConfig(ConstraintConfig):
     def _ordered(self) -> AngularBandConfig:
         if self.least >= self.most:
             raise ValueError(f"least {self.least:g} must be below most {self.most:g}")
+        if (self.least, self.most) == (-1.0, 1.0):
+            raise ValueError("a band from -1 to 1 holds nothing: that is the constraint `trained`")
         return self
 
 

@@ -29,7 +29,9 @@ class PartialFreezeConfig(ConstraintConfig):
     """Configuration of `PartialFreeze`."""
 
     type: Literal["partial_freeze"] = "partial_freeze"
-    fraction: float = Field(0.5, gt=0.0, le=1.0, description="Share of the latents that stay as drawn.")
+    fraction: float = Field(
+        0.5, gt=0.0, lt=1.0, description="Share of the latents that stay as drawn; all of them are `frozen_decoder`'s."
+    )
     part: Literal["decoder", "encoder", "both"] = Field(
         "decoder", description="What of these latents is frozen: their directions, what they read, or both."
     )
@@ -55,7 +57,8 @@ class PartialFreeze(Constraint):
         return frozenset()
 
     def _latents(self, start: Start) -> Int[Tensor, " latents"]:
-        return start.order[: max(1, round(self.config.fraction * start.order.numel()))]
+        count = round(self.config.fraction * start.order.numel())
+        return start.order[: min(max(1, count), start.order.numel() - 1)]
 
     def project(self, sae: SparseAutoencoder, start: Start) -> None:
         """Put the frozen latents back where they were drawn.

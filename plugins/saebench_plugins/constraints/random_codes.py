@@ -117,7 +117,7 @@ def _hash(rows: Float[Tensor, "rows d_in"], salt: int) -> Int[Tensor, " rows"]:
     """Return a number for each row, not below zero, that all bits of its numbers decide."""
     draws = named_generator("random codes", salt, "hash")
     odd = 2 * torch.randint(1 << 40, (rows.shape[1],), generator=draws, device="cpu") + 1
-    bits = rows.contiguous().view(torch.int32).long() + 1
+    bits = (rows + 0.0).contiguous().view(torch.int32).long() + 1  # of minus zero, zero
     mixed = (bits * odd.to(rows.device)).sum(1)
     return (mixed ^ (mixed >> 31)).mul(0x9E3779B1).bitwise_right_shift(20) & 0xFFFFFFF
 

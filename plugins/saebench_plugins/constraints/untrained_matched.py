@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import ClassVar, Final, Literal
 
 import torch
@@ -79,7 +78,12 @@ class UntrainedMatched(Constraint):
         return sae
 
     def _batches(self, rows: ActivationReader) -> Iterator[Tensor]:
-        return islice(rows.batches(_BATCH), -(-self.config.rows // _BATCH))
+        left = self.config.rows
+        for batch in rows.batches(_BATCH):
+            yield batch[:left]
+            left -= batch.shape[0]
+            if left <= 0:
+                return
 
 
 def _thresholds(

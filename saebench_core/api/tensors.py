@@ -84,12 +84,12 @@ def cut(rows: Rows) -> SplitRows:
     """Cut rows in their order: the last tenth is evaluated on, the tenth before it calibrates, the rest is trained on.
 
     Raises:
-        InputError: if there are fewer than three rows.
+        InputError: if there are too few rows for that.
     """
     count = int(rows.shape[0])
-    held = max(1, count // _HELD_OUT)
-    if count < 3:
-        raise InputError(f"activations: {count} rows cannot be cut into three splits")
+    held = count // _HELD_OUT
+    if held < 2:
+        raise InputError(f"activations: {count} rows are too few: of {2 * _HELD_OUT}, two are evaluated on")
     first, second = count - 2 * held, count - held
     return {"train": rows[:first], "calibration": rows[first:second], "evaluation": rows[second:]}
 

@@ -98,6 +98,7 @@ def _load(manager: pluggy.PluginManager, hooks: Hooks, origin: Origin) -> list[P
             origin=origin.label,
             path=origin.path,
             notices=notices,
+            module=module.__name__,
         )
         for hook, function in functions.items()
         for spec in checked_specs(hook, hooks.call(function))

@@ -39,6 +39,7 @@ class Plugin:
         origin: ``distribution:entry-point``, or the single file.
         path: the single file, where it is one.
         notices: what its author should change before it stops working.
+        module: name of the module that was loaded and named it; empty where none was.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Plugin:
     origin: str = ""
     path: Path | None = None
     notices: tuple[str, ...] = ()
+    module: str = ""
 
     def identity(self) -> dict[str, str]:
         """Return what product keys hold of the plugin; of a single file its content, not its place."""

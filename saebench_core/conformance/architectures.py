@@ -246,7 +246,9 @@ def check_odd_sizes(subject: ArchitectureSubject) -> None:
 
 
 @check("give tensors their true roles, and let loss and rule read tensors by name from what they are handed")
-def check_every_constraint_holds(subject: ArchitectureSubject) -> None:
+def check_every_constraint_holds(subject: ArchitectureSubject) -> str:
     """Every installed constraint holds on this architecture what it freezes, by the roles of the tensors."""
-    entries = {subject.plugin: subject.config}
-    hold_together(pairs(entries, entries_of(subject.catalog.of_kind("constraint"))), subject.new_folder)
+    installed = subject.catalog.of_kind("constraint")
+    tried = entries_of(installed)
+    listed = pairs({subject.plugin: subject.config}, tried)
+    return hold_together(listed, subject.new_folder, [plugin.name for plugin in installed if plugin not in tried])

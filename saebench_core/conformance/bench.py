@@ -17,7 +17,7 @@ from saebench_core.interfaces.architecture import ArchitectureConfig, Architectu
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, ConstraintConfig, ConstraintSpec, Statistics
 from saebench_core.randomness import named_generator, tensor_sha256
 from saebench_core.sae import SparseAutoencoder
-from saebench_core.training.calibration import quantile_threshold
+from saebench_core.training.ending import ended, published
 from saebench_core.training.settings import TrainingSettings
 from saebench_core.training.trainee import Trainee
 
@@ -27,6 +27,7 @@ __all__ = [
     "D_SAE",
     "L0",
     "SCALE",
+    "Ended",
     "Made",
     "Pair",
     "calibration",
@@ -69,6 +70,14 @@ def settings(steps: int, **changes: Any) -> TrainingSettings:
 
 
 @final
+class Ended(NamedTuple):
+    """An SAE in raw space: as it is certified, and as it is saved, with free decoder norms in the codes."""
+
+    certified: SparseAutoencoder
+    published: SparseAutoencoder
+
+
+@final
 class Made(NamedTuple):
     """An SAE in training, and the hash of its draw before the constraint used it."""
 
@@ -88,15 +97,14 @@ class Made(NamedTuple):
                 each(self.trainee)
         return self.trainee
 
+    def end(self, twin: SparseAutoencoder | None) -> Ended:
+        """Fold, finish and calibrate by what ends a training in the core."""
+        certified, _ = ended(self.trainee, SCALE, twin, calibration())
+        return Ended(certified, published(self.trainee, certified))
+
     def finish(self, twin: SparseAutoencoder | None) -> SparseAutoencoder:
-        """Fold, finish and calibrate as the end of a training does."""
-        reader = calibration()
-        sae = self.constraint.finish(self.trainee.sae.folded(SCALE), twin)
-        sae = self.constraint.calibrate(sae, twin, reader)
-        calibrated = sae.rule.calibrated()
-        if calibrated is not None:
-            sae.tensors[calibrated.tensor].fill_(quantile_threshold(sae, reader, calibrated.l0))
-        return sae.unit_decoder() if self.trainee.folds_norms else sae
+        """Return what would be saved."""
+        return self.end(twin).published
 
 
 @final

@@ -49,23 +49,26 @@ class Check(Generic[S]):
         name: ``check_...``, as it stands in reports and among expected failures.
         summary: what holds, one line.
         remedy: what to do where it does not hold.
-        function: looks at a subject.
+        function: looks at a subject; it may return what it had to leave out.
     """
 
     name: str
     summary: str
     remedy: str
-    function: Callable[[S], None]
+    function: Callable[[S], str | None]
 
-    def __call__(self, subject: S) -> None:
+    def __call__(self, subject: S) -> str | None:
         """Look at a subject.
+
+        Returns:
+            What the check had to leave out, if it left out anything.
 
         Raises:
             ConformanceError: with found, allowed and remedy; whatever the plugin itself raises becomes one.
             NotCheckable: if the check does not concern the plugin.
         """
         try:
-            self.function(subject)
+            return self.function(subject)
         except ConformanceError as error:
             raise ConformanceError(error.found, error.allowed, self.name, self.remedy) from error.__cause__
         except NotCheckable:
@@ -75,14 +78,14 @@ class Check(Generic[S]):
             raise ConformanceError(f"the plugin raised {text}", "no exception here", self.name, self.remedy) from error
 
 
-def check(remedy: str) -> Callable[[Callable[[S], None]], Check[S]]:
+def check(remedy: str) -> Callable[[Callable[[S], str | None]], Check[S]]:
     """Make a check of a function; its docstring's first line says what holds.
 
     Args:
         remedy: what to do where it does not hold.
     """
 
-    def made(function: Callable[[S], None]) -> Check[S]:
+    def made(function: Callable[[S], str | None]) -> Check[S]:
         summary = (function.__doc__ or "").strip().splitlines()[0]
         return Check(function.__name__, summary, remedy, function)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from saebench_core.conformance.checks import NotCheckable, check, demand, demand_equal
-from saebench_core.conformance.subjects import PluginSubject
+from saebench_core.conformance.subjects import PluginSubject, modules_of
 from saebench_core.conformance.watching import HEAVY, heavy_imports
 
 SPARSITY_KEYS = {"k", "l0", "top_k", "topk", "sparsity", "target_l0"}
@@ -49,12 +49,14 @@ def check_building_twice(subject: PluginSubject) -> None:
 
 @check("import these libraries inside the functions that need them")
 def check_import_is_light(subject: PluginSubject) -> None:
-    """Importing the module loads no heavy library."""
-    if subject.module == "__main__":
+    """Importing the module that is loaded, and the configuration's, loads no heavy library."""
+    own = [name for name in modules_of(subject.plugin) if name != "__main__"]
+    if not own:
         raise NotCheckable("the plugin was defined in the running script, which is no module")
-    found = heavy_imports(subject.modules)[subject.module]
-    demand(isinstance(found, list), f"importing {subject.module} in a process of its own: {found}", "an import")
-    demand(not found, f"importing {subject.module} loads {', '.join(found)}", "none of " + ", ".join(HEAVY))
+    for name in own:
+        found = heavy_imports(subject.modules)[name]
+        demand(isinstance(found, list), f"importing {name} in a process of its own: {found}", "an import")
+        demand(not found, f"importing {name} loads {', '.join(found)}", "none of " + ", ".join(HEAVY))
 
 
 @check("read files or installed packages; a hub only where the user's configuration names one")

@@ -12,11 +12,19 @@ from torch import Tensor
 from saebench_core.catalog import Plugin
 from saebench_core.conformance.bench import D_IN, D_SAE, L0, Made, Pair, calibration, raw_rows, settings, statistics
 from saebench_core.conformance.checks import NotCheckable, check, demand, demand_close, demand_equal
-from saebench_core.conformance.crossing import demand_roles, demand_within, free_pair, hold_together, pairs, twin_of
+from saebench_core.conformance.crossing import (
+    demand_kept,
+    demand_roles,
+    demand_within,
+    free_pair,
+    hold_together,
+    pairs,
+    twin_of,
+)
 from saebench_core.conformance.strangers import FREE, PLAIN, STRANGER
 from saebench_core.conformance.subjects import PluginSubject, entries_of
 from saebench_core.errors import SaebenchError
-from saebench_core.interfaces.architecture import ArchitectureConfig, Recipe
+from saebench_core.interfaces.architecture import ArchitectureConfig, ArchitectureSpec, Recipe
 from saebench_core.interfaces.constraint import Constraint, ConstraintConfig, Init
 from saebench_core.randomness import tensor_sha256
 from saebench_core.sae import SparseAutoencoder
@@ -32,12 +40,14 @@ class Held(NamedTuple):
         made: in training.
         before: its tensors before the first step.
         twin: the same without the constraint.
+        certified: at the end, as its certificate sees it.
         finished: as it would be saved.
     """
 
     made: Made
     before: dict[str, Tensor]
     twin: SparseAutoencoder
+    certified: SparseAutoencoder
     finished: SparseAutoencoder
 
 
@@ -57,7 +67,7 @@ class ConstraintSubject(PluginSubject):
         before = {name: tensor.detach().clone() for name, tensor in made.trainee.sae.tensors.items()}
         made.run(0, steps)
         twin = twin_of(pair, training)
-        return Held(made, before, twin, made.finish(twin if made.constraint.needs else None))
+        return Held(made, before, twin, *made.end(twin if made.constraint.needs else None))
 
     @cached_property
     def strange(self) -> Held:
@@ -77,7 +87,7 @@ class ConstraintSubject(PluginSubject):
     def exercise(self) -> object:
         """Train, finish, save and load."""
         held = self.hold(STRANGER, 6)
-        held.made.constraint.certify(held.finished, held.made.trainee.start)
+        held.made.constraint.certify(held.certified, held.made.trainee.start)
         folder = self.new_folder()
         self.pair().save(held.finished, folder)
         return self.pair().load(folder)
@@ -139,14 +149,12 @@ def check_freezes_by_role(subject: ConstraintSubject) -> None:
 
 @check("name in `frozen` what must not move; neither `project` nor `finish` may touch it")
 def check_frozen_tensors_keep_their_bits(subject: ConstraintSubject) -> None:
-    """Frozen tensors are bit-identical after AdamW steps with weight decay."""
+    """Frozen tensors are bit-identical after AdamW steps with weight decay, and in the finished SAE."""
     held = subject.strange
-    frozen = sorted(held.made.trainee.frozen)
-    if not frozen:
+    if not held.made.trainee.frozen:
         raise NotCheckable("the constraint freezes no whole tensor")
-    for name in frozen:
-        now = held.made.trainee.sae.tensors[name].detach()
-        demand_equal(f"{name} after {STEPS} steps", now, held.before[name])
+    demand_kept(held.made.trainee, held.before, STEPS)
+    demand_kept(held.made.trainee, held.before, STEPS, held.certified)
 
 
 @check("freeze in `frozen` what is not to be trained; what is neither frozen nor estimated is trained")
@@ -230,8 +238,8 @@ def check_twin_is_needed_and_kept(subject: ConstraintSubject) -> None:
 def check_certificate_is_json(subject: ConstraintSubject) -> None:
     """What the constraint certifies is JSON with finite numbers, and certifying changes nothing."""
     for held in (subject.strange, subject.plain):
-        before = {name: tensor.detach().clone() for name, tensor in held.finished.tensors.items()}
-        facts = dict(held.made.constraint.certify(held.finished, held.made.trainee.start))
+        before = {name: tensor.detach().clone() for name, tensor in held.certified.tensors.items()}
+        facts = dict(held.made.constraint.certify(held.certified, held.made.trainee.start))
         json.dumps(facts, allow_nan=False)
         taken = sorted(set(facts) & _CORE_FACTS)
         demand(not taken, f"facts under the core's names: {taken}", "names of your own")
@@ -239,7 +247,7 @@ def check_certificate_is_json(subject: ConstraintSubject) -> None:
         inside = share is None or (isinstance(share, float) and 0 <= share <= 1)
         demand(inside, f"at_bound_share {share}", "null, or a share in [0, 1]")
         for name, tensor in before.items():
-            demand_equal(f"{name} after certifying", held.finished.tensors[name].detach(), tensor)
+            demand_equal(f"{name} after certifying", held.certified.tensors[name].detach(), tensor)
 
 
 @check("keep the rule's calibrated threshold, or set thresholds in `calibrate` from the rows that it is given")
@@ -288,8 +296,10 @@ def check_round_trip_through_safetensors(subject: ConstraintSubject) -> None:
 
 
 @check("know tensors by the roles that `frozen` is given; where a rule must be replaced, do it in `adapt`")
-def check_every_architecture_is_held(subject: ConstraintSubject) -> None:
+def check_every_architecture_is_held(subject: ConstraintSubject) -> str:
     """On every installed architecture, and on two of the kit's own, what is frozen keeps its bits."""
     own = {plugin: plugin.spec.config.model_validate({"d_sae": D_SAE}) for plugin in (STRANGER, PLAIN)}
-    installed = entries_of(subject.catalog.of_kind("architecture"))
-    hold_together(pairs({**own, **installed}, {subject.plugin: subject.config}), subject.new_folder)
+    installed = [one for one in subject.catalog.of_kind("architecture") if isinstance(one.spec, ArchitectureSpec)]
+    tried = entries_of(installed)
+    listed = pairs({**own, **tried}, {subject.plugin: subject.config})
+    return hold_together(listed, subject.new_folder, [plugin.name for plugin in installed if plugin not in tried])

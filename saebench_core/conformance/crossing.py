@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from saebench_core.catalog import Plugin
 from saebench_core.conformance.bench import Made, Pair, raw_rows, settings
@@ -16,10 +17,11 @@ from saebench_core.interfaces.architecture import ArchitectureConfig, Architectu
 from saebench_core.interfaces.constraint import ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
 from saebench_core.sae import SparseAutoencoder
+from saebench_core.training.certificate import frozen_after
 from saebench_core.training.settings import TrainingSettings
 from saebench_core.training.trainee import Trainee
 
-__all__ = ["demand_roles", "demand_within", "free_pair", "hold", "hold_together", "pairs", "twin_of"]
+__all__ = ["demand_kept", "demand_roles", "demand_within", "free_pair", "hold", "hold_together", "pairs", "twin_of"]
 
 STEPS = 10
 _SHOWN = 3
@@ -35,15 +37,24 @@ def pairs(architectures: Mapping[Plugin, EntryConfig], constraints: Mapping[Plug
     ]
 
 
-def hold_together(listed: Sequence[Pair], folder: Callable[[], Path]) -> None:
+def hold_together(listed: Sequence[Pair], folder: Callable[[], Path], left_out: Sequence[str] = ()) -> str:
     """Try pairs one after the other, and tell of all that do not hold.
+
+    Args:
+        listed: the pairs.
+        folder: makes an empty one.
+        left_out: names of plugins that were not tried.
+
+    Returns:
+        What was left out, in words; nothing where all was tried.
 
     Raises:
         ConformanceError: naming the pairs.
         NotCheckable: if there is no pair.
     """
+    untried = f"not tried, as they need keys: {', '.join(left_out)}" if left_out else ""
     if not listed:
-        raise NotCheckable("nothing is installed to try it with")
+        raise NotCheckable(untried or "nothing is installed to try it with")
     broken: list[str] = []
     twins: dict[Plugin, SparseAutoencoder] = {}
     for pair in listed:
@@ -56,7 +67,9 @@ def hold_together(listed: Sequence[Pair], folder: Callable[[], Path]) -> None:
         except Exception as error:  # plugins may raise anything
             broken.append(f"{pair.label}: {type(error).__name__}: {' '.join(str(error).split())}")
     more = f"; and {len(broken) - _SHOWN} more" if len(broken) > _SHOWN else ""
-    demand(not broken, "; ".join(broken[:_SHOWN]) + more, f"what holds of all {len(listed)} pairs")
+    allowed = f"what holds of all {len(listed)} pairs"
+    demand(not broken, "; ".join(broken[:_SHOWN]) + more, f"{allowed}; {untried}" if untried else allowed)
+    return untried
 
 
 def free_pair(pair: Pair) -> Pair:
@@ -84,14 +97,28 @@ def hold(pair: Pair, twin: SparseAutoencoder, folder: Path) -> None:
     demand_roles(made)
     before = {name: tensor.detach().clone() for name, tensor in trainee.sae.tensors.items()}
     made.run(0, STEPS, demand_within)
-    for name in sorted(trainee.frozen):
-        demand_equal(f"the frozen {name} after {STEPS} steps", trainee.sae.tensors[name].detach(), before[name])
+    demand_kept(trainee, before, STEPS)
     for name, tensor in trainee.sae.tensors.items():
         demand(bool(torch.isfinite(tensor).all()), f"{name} is not finite", "finite tensors")
-    sae = made.finish(twin if made.constraint.needs else None)
+    certified, sae = made.end(twin if made.constraint.needs else None)
+    demand_kept(trainee, before, STEPS, certified)
     pair.save(sae, folder)
     x = raw_rows()[:100]
     demand_close("codes after saving", pair.load(folder).encode(x).to_dense(), sae.encode(x).to_dense(), 1e-4, 1e-5)
+
+
+def demand_kept(
+    trainee: Trainee, before: Mapping[str, Tensor], steps: int, certified: SparseAutoencoder | None = None
+) -> None:
+    """Refuse frozen tensors that moved, in training or, where the ended SAE is given, on the way to it.
+
+    Raises:
+        ConformanceError: with the first of them.
+    """
+    where = f"after {steps} steps" if certified is None else "in the finished SAE"
+    last = trainee.sae if certified is None else certified
+    for name, now in frozen_after(trainee.sae, last, trainee.frozen).items():
+        demand_equal(f"the frozen {name} {where}", now.detach(), before[name])
 
 
 def demand_roles(made: Made) -> None:

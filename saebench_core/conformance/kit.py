@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Final, Literal, final
 
 from saebench_core.catalog import Catalog, Plugin, make_catalog
 from saebench_core.conformance import architectures, backbones, common, constraints, loaded, metrics, models
@@ -23,6 +23,8 @@ __all__ = ["Finding", "Status", "check_plugin", "checks_of", "find_plugin", "fin
 
 Status = Literal["passed", "failed", "expected", "skipped"]
 
+_UNEXPECTED: Final = "take it out of expected_failures"
+
 
 @final
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Finding:
         status: ``passed``; ``failed``; ``expected``: it failed, as was said beforehand; ``skipped``: it does not
             concern the plugin.
         message: what was found and what is allowed, with the numbers; empty where it passed.
-        reason: why it was skipped, or was expected to fail.
+        reason: why it was skipped, or was expected to fail; where it passed, what it had to leave out.
         remedy: what to do about a failure.
     """
 
@@ -68,16 +70,6 @@ def find_plugin(kind: Kind, name: str, catalog: Catalog | None = None) -> Plugin
     return (catalog or make_catalog()).get(kind, name)
 
 
-def _one_plugin(catalog: Catalog, name: str, kind: Kind | None) -> Plugin:
-    found = [plugin for plugin in catalog if plugin.name == name and kind in (None, plugin.kind)]
-    if not found:
-        names = sorted({plugin.name for plugin in catalog})
-        raise InputError(f"no plugin is called {name!r}{nearest(name, names)}; installed: {', '.join(names)}")
-    if len(found) > 1:
-        raise InputError(f"{name!r} is a {' and a '.join(plugin.kind for plugin in found)}: say which with `kind`")
-    return found[0]
-
-
 def subject_of(
     plugin: Plugin,
     config: Config | None = None,
@@ -105,11 +97,15 @@ def run_check(check: Check[Any], subject: PluginSubject, expected: str | None = 
     Args:
         check: what is to hold.
         subject: what it looks at.
-        expected: reason for which it is expected to fail; it is strict, so a check that passes has failed.
+        expected: reason for which it is expected to fail; it is strict, so a check that passes or is skipped has
+            failed.
     """
     try:
-        check(subject)
+        left_out = check(subject) or ""
     except NotCheckable as reason:
+        if expected is not None:
+            message = f"the check is skipped, though it was expected to fail: {reason}"
+            return Finding(check.name, "failed", message, expected, _UNEXPECTED)
         return Finding(check.name, "skipped", reason=str(reason))
     except ConformanceError as error:
         message = f"{error.found}; allowed: {error.allowed}"
@@ -118,8 +114,8 @@ def run_check(check: Check[Any], subject: PluginSubject, expected: str | None = 
         return Finding(check.name, "failed", message, remedy=error.remedy)
     if expected is not None:
         message = "the check passes, though it was expected to fail"
-        return Finding(check.name, "failed", message, expected, "take it out of expected_failures")
-    return Finding(check.name, "passed")
+        return Finding(check.name, "failed", message, expected, _UNEXPECTED)
+    return Finding(check.name, "passed", reason=left_out)
 
 
 def findings(subject: PluginSubject, expected_failures: Mapping[str, str] | None = None) -> Iterator[Finding]:
@@ -171,7 +167,7 @@ def check_plugin(
     """
     catalog = catalog if catalog is not None else make_catalog()
     if isinstance(plugin, str):
-        plugin = _one_plugin(catalog, plugin, kind)
+        plugin = catalog.find(plugin, kind)
     subject = subject_of(plugin, config, catalog, backbone)
     subject.config  # noqa: B018 - a configuration that is not valid is the caller's mistake, not the plugin's
     return list(findings(subject, expected_failures))

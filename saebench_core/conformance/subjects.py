@@ -20,7 +20,7 @@ from saebench_core.conformance.watching import Watched, watch
 from saebench_core.errors import InputError
 from saebench_core.interfaces.entry import EntryConfig
 
-__all__ = ["Config", "PluginSubject", "entries_of", "required_keys", "shown_errors"]
+__all__ = ["Config", "PluginSubject", "entries_of", "modules_of", "required_keys", "shown_errors"]
 
 Config = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """Keys of the registry's entry beside ``type``; a function may write files into the folder that it is given."""
@@ -105,13 +105,14 @@ class PluginSubject(ABC):
     @property
     def modules(self) -> tuple[tuple[str, str], ...]:
         """Modules of the plugins of this distribution, this one's among them, with their files."""
-        own = {other.spec.config.__module__ for other in self.catalog if other.distribution == self.plugin.distribution}
-        return tuple((name, getattr(sys.modules.get(name), "__file__", "")) for name in sorted(own | {self.module}))
+        together = [other for other in self.catalog if other.distribution == self.plugin.distribution]
+        own = sorted({name for plugin in (*together, self.plugin) for name in modules_of(plugin)})
+        return tuple((name, getattr(sys.modules.get(name), "__file__", None) or "") for name in own)
 
-    @property
-    def module(self) -> str:
-        """Module of the plugin."""
-        return self.plugin.spec.config.__module__
+
+def modules_of(plugin: Plugin) -> list[str]:
+    """Return the module that was loaded for a plugin, if one was, and the one that its configuration comes from."""
+    return list(dict.fromkeys(name for name in (plugin.module, plugin.spec.config.__module__) if name))
 
 
 def required_keys(plugin: Plugin) -> list[str]:

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar, final
 
+from saebench_core.catalog import make_catalog
 from saebench_core.conformance.kit import checks_of, demand_reasons, find_plugin, run_check, subject_of
 from saebench_core.conformance.subjects import Config, PluginSubject
 from saebench_core.errors import SaebenchError
@@ -66,13 +67,14 @@ def cases_of(
     A plugin that is not installed has one case, which fails with the reason.
     """
     expected = expected_failures or {}
+    catalog = make_catalog()
 
     @functools.cache
     def subject() -> PluginSubject:
-        return subject_of(find_plugin(kind, plugin), config, backbone=backbone)
+        return subject_of(find_plugin(kind, plugin, catalog), config, catalog, backbone)
 
     try:
-        names = [check.name for check in checks_of(find_plugin(kind, plugin))]
+        names = [check.name for check in checks_of(find_plugin(kind, plugin, catalog))]
         names += [name for name in expected if name not in names]  # so that a misspelt one fails
     except SaebenchError:
         names = ["check_is_installed"]

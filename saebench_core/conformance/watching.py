@@ -118,7 +118,7 @@ def _same_state(left: Any, right: Any) -> bool:
 
 @contextmanager
 def _without_network(addresses: list[str]) -> Iterator[None]:
-    """Refuse connections and look-ups of names, and keep what was asked for."""
+    """Refuse connections, datagrams and look-ups of names in this process, and keep what was asked for."""
 
     def refuse(address: object) -> None:
         if isinstance(address, tuple):  # not a socket of the file system
@@ -133,19 +133,31 @@ def _without_network(addresses: list[str]) -> Iterator[None]:
         refuse(address)
         return _CONNECT_EX(self, address)
 
+    def send_to(self: socket.socket, data: object, *where: Any) -> int:
+        refuse(where[-1] if where else None)
+        return _SEND_TO(self, data, *where)
+
     def look_up(host: object, port: object, *args: object, **kwargs: object) -> object:
         refuse((host, port))
         return []
 
+    def look_up_name(host: object) -> object:
+        refuse((host,))
+        return None
+
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(socket.socket, "connect", connect))
         stack.enter_context(mock.patch.object(socket.socket, "connect_ex", connect_ex))
+        stack.enter_context(mock.patch.object(socket.socket, "sendto", send_to))
         stack.enter_context(mock.patch.object(socket, "getaddrinfo", look_up))
+        for name in ("gethostbyname", "gethostbyname_ex"):
+            stack.enter_context(mock.patch.object(socket, name, look_up_name))
         yield
 
 
 _CONNECT: Final[Callable[[socket.socket, Any], None]] = socket.socket.connect
 _CONNECT_EX: Final[Callable[[socket.socket, Any], int]] = socket.socket.connect_ex
+_SEND_TO: Final[Callable[..., int]] = socket.socket.sendto
 
 
 @lru_cache(maxsize=64)

@@ -10,13 +10,12 @@ from typing import Any, Final, NamedTuple, final
 
 from saebench_core.activations import LiveReader, StoredReader
 from saebench_core.interfaces.constraint import Statistics
-from saebench_core.interfaces.context import ActivationReader
 from saebench_core.registry import Cell
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.tasks.references import shape_of
 from saebench_core.tasks.workbench import Workbench
-from saebench_core.training.calibration import quantile_threshold
 from saebench_core.training.certificate import Origin, certify, realised, tensor_hashes
+from saebench_core.training.ending import ended, published
 from saebench_core.training.loop import Curve
 from saebench_core.training.trainee import Trainee
 
@@ -62,32 +61,26 @@ class Finished:
     def close(self, batch_order_sha256: str, twin: Path | None) -> tuple[SparseAutoencoder, dict[str, Any]]:
         """Fold, finish, calibrate and certify; return the SAE in raw space and its facts."""
         trainee, group = self.trainee, self.group
-        folded = trainee.sae.folded(group.scale)
         loaded = group.bench.load_sae(twin) if twin else None
-        sae = trainee.constraint.finish(folded, loaded)
-        sae = trainee.constraint.calibrate(sae, loaded, group.calibration)
-        thresholds = self._calibrate(sae, group.calibration)
+        sae, threshold = ended(trainee, group.scale, loaded, group.calibration)
         certificate = certify(self.origin, trainee.start, trainee.sae, sae, trainee.constraint, batch_order_sha256)
-        sae = sae.unit_decoder() if trainee.folds_norms else sae
+        sae = published(trainee, sae)
         found = realised(sae, group.evaluation)
         certificate |= found | {"dropped_terms": dict(trainee.recipe.objective.dropped)}
         certificate |= {"twin": tensor_hashes(loaded)} if loaded else {}
         facts = {
             "certificate": certificate,
             "flags": self._flags(found),
-            "thresholds": thresholds,
+            "thresholds": self._thresholds(threshold),
             "scale": group.scale,
             "screen": trainee.screen,
             "heldout_explained_variance": [[step, value] for step, value in sorted(self.curve.heldout.items())],
         }
         return sae, facts
 
-    def _calibrate(self, sae: SparseAutoencoder, reader: ActivationReader) -> dict[str, float | None]:
-        calibrated = sae.rule.calibrated()
-        if calibrated is None:
+    def _thresholds(self, threshold: float | None) -> dict[str, float | None]:
+        if threshold is None:
             return {}
-        threshold = quantile_threshold(sae, reader, calibrated.l0)
-        sae.tensors[calibrated.tensor].fill_(threshold)
         average = self.trainee.threshold_average
         return {"calibrated": threshold, "average": None if average is None else average * self.group.scale}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start
 from saebench_core.interfaces.context import ActivationReader
@@ -14,7 +15,7 @@ from saebench_core.randomness import tensor_sha256
 from saebench_core.sae import SparseAutoencoder
 from saebench_core.training.drift import cosines
 
-__all__ = ["Origin", "certify", "frozen_hashes", "realised", "tensor_hashes"]
+__all__ = ["Origin", "certify", "frozen_after", "frozen_hashes", "realised", "tensor_hashes"]
 
 _BATCH = 4096
 
@@ -80,19 +81,21 @@ def certify(
         batch_order_sha256: hash of the stream and of the order of all rows seen.
     """
     cosine = cosines(finished.w_dec.detach(), start.w_dec)
-    after = _hashes_after(trained, finished, frozenset(origin.frozen))
+    after = frozen_after(trained, finished, frozenset(origin.frozen))
     return {
         "base_draw_sha256": origin.base_draw_sha256,
         "batch_order_sha256": batch_order_sha256,
         "w_dec_start_sha256": origin.w_dec_start_sha256,
-        "frozen": {name: {"before": before, "after": after[name]} for name, before in origin.frozen.items()},
+        "frozen": {
+            name: {"before": before, "after": tensor_sha256(after[name])} for name, before in origin.frozen.items()
+        },
         "decoder_cosine": {"min": float(cosine.min()), "mean": float(cosine.mean())},
         "at_bound_share": None,
         **constraint.certify(finished, start),
     }
 
 
-def _hashes_after(trained: SparseAutoencoder, finished: SparseAutoencoder, names: frozenset[str]) -> dict[str, str]:
-    """Return hashes of frozen tensors: of what is published where saving scales nothing, else of what was trained."""
+def frozen_after(trained: SparseAutoencoder, finished: SparseAutoencoder, names: frozenset[str]) -> dict[str, Tensor]:
+    """Return frozen tensors as they ended: what is published where saving scales nothing, else what was trained."""
     scaled = {name for name in names if trained.info[name].scales or name not in finished.tensors}
-    return frozen_hashes(trained, frozenset(scaled)) | frozen_hashes(finished, names - scaled)
+    return {name: (trained if name in scaled else finished).tensors[name] for name in sorted(names)}

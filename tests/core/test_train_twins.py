@@ -175,7 +175,7 @@ REFUSED = {
     "three axes": (lambda x: x.reshape(10, 100, 8), {}, r"got \(10, 100, 8\); reshape\(-1, d_in\) makes rows"),
     "one axis": (lambda x: x[0], {}, r"expected the shape \(rows, d_in\), got \(8,\)"),
     "no rows": (lambda x: x[:0], {}, r"at least one row and one column, got the shape \(0, 8\)"),
-    "two rows": (lambda x: x[:2], {}, "2 rows cannot be cut into three splits"),
+    "few rows": (lambda x: x[:19], {}, "19 rows are too few: of 20, two are evaluated on"),
     "integers": (lambda x: x.long(), {}, r"expected floating-point numbers, got torch.int64"),
     "integers of numpy": (lambda x: x.numpy().astype(int), {}, "expected floating-point numbers, got int64"),
     "nan": (lambda x: broken(x, 3, 77), {}, "split train: 2 of 800 rows hold numbers that are not finite.* row 3;"),

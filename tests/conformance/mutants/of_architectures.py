@@ -163,6 +163,24 @@ def asks_the_network(recipe, shape):
     return recipe
 
 
+def asks_for_a_name(look_up):
+    def change(recipe, shape):
+        with suppress(OSError):
+            look_up("somewhere.invalid")
+        return recipe
+
+    return change
+
+
+def sends_a_datagram(*flags):
+    def change(recipe, shape):
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"row", *flags, ("192.0.2.1", 9))
+        return recipe
+
+    return change
+
+
 class WithSet(BatchTopKConfig):
     """A key that JSON makes a list of."""
 
@@ -246,6 +264,12 @@ MUTANTS = [
     configured("k as a key", "check_configuration_leaves_sparsity_to_l0", WithK, "['k']"),
     Mutant("one object for all", "check_building_twice", plugin("architecture", "batch_topk"), shared_object(), {}),
     broken("asks the network", "check_no_network", "topk", asks_the_network, "192.0.2.1:80"),
+    broken("looks up a name", "check_no_network", "topk",
+           asks_for_a_name(lambda name: socket.gethostbyname(name)), "connections to somewhere.invalid"),
+    broken("looks up all of a name", "check_no_network", "topk",
+           asks_for_a_name(lambda name: socket.gethostbyname_ex(name)), "connections to somewhere.invalid"),
+    broken("sends a datagram", "check_no_network", "topk", sends_a_datagram(), "192.0.2.1:9"),
+    broken("sends a datagram with flags", "check_no_network", "topk", sends_a_datagram(0), "192.0.2.1:9"),
     broken("torch.rand", "check_no_global_generators", "topk", draws(lambda: torch.rand(1)), "torch"),
     broken("numpy.random", "check_no_global_generators", "topk", draws(lambda: np.random.rand()), "numpy"),  # noqa: NPY002
     broken("random.random", "check_no_global_generators", "topk", draws(lambda: random.random()), "random"),

@@ -52,6 +52,22 @@ def touches_the_decoder(self, inherited, sae, start):
     sae.w_dec.mul_(1.0001)
 
 
+def overwrites_at_the_end(self, inherited, sae, twin):
+    found = inherited(sae, twin)
+    noise = torch.randn(found.w_dec.shape, generator=torch.Generator().manual_seed(5))
+    found.tensors["W_dec"].add_(0.3 * noise)
+    return found
+
+
+def frees_the_norms(self, inherited, recipe, shape):
+    return replace(inherited(recipe, shape), decoder_norm="free")
+
+
+def certifies_unit_norms(self, inherited, sae, start):
+    norms = sae.w_dec.norm(dim=1)
+    return {"norms": 1.0 if torch.allclose(norms, torch.ones_like(norms)) else float("nan")}
+
+
 def holds_the_encoder(self, inherited, sae, start):
     sae.w_enc.copy_(start.w_enc)
 
@@ -116,6 +132,10 @@ MUTANTS = [
            frozen=lambda self, inherited, roles, recipe: inherited(roles, recipe) | {"W_dce"}),
     broken("touches what is frozen", "check_frozen_tensors_keep_their_bits", "frozen_decoder", "W_dec after 30 steps",
            project=touches_the_decoder),
+    broken("overwrites at the end", "check_frozen_tensors_keep_their_bits", "frozen_decoder",
+           "the frozen W_dec in the finished SAE", finish=overwrites_at_the_end),
+    broken("overwrites at the end, on any architecture", "check_every_architecture_is_held", "frozen_decoder",
+           "kit_stranger under frozen_decoder: the frozen W_dec in the finished SAE", finish=overwrites_at_the_end),
     broken("holds what is not frozen", "check_the_rest_is_trained", "trained", "moved in 30 steps",
            project=holds_the_encoder),
     broken("projects halfway", "check_projection_is_idempotent", "soft_frozen_decoder", "projected once more",
@@ -136,6 +156,8 @@ MUTANTS = [
            certify=lambda self, inherited, sae, start: {"norms": sae.w_dec.norm(dim=1)}),
     broken("certifies a NaN", "check_certificate_is_json", "frozen_decoder", "not JSON compliant",
            certify=lambda self, inherited, sae, start: {"mean": float("nan")}),
+    broken("certifies what is published", "check_certificate_is_json", "trained", "not JSON compliant",
+           adapt=frees_the_norms, certify=certifies_unit_norms),
     broken("certifies the core's facts", "check_certificate_is_json", "frozen_decoder", "['frozen']",
            certify=lambda self, inherited, sae, start: {"frozen": {}}),
     broken("twice the L0", "check_l0_is_met", "frozen_decoder", "wanted 4", adapt=twice_the_l0),

@@ -110,6 +110,8 @@ MUTANTS = [
     broken("ceiling below floor", "check_headline_scores_have_a_floor", "ceiling -0.5",
            prepare=prepared(ceilings={"explained_variance": -0.5})),
     broken("direction upside down", "check_direction_is_true", "mse", scores=declared(mse={"direction": "higher"})),
+    broken("direction upside down, without a floor", "check_direction_is_true", "mse",
+           scores=declared(mse={"direction": "higher"}), prepare=prepared(floors={})),
     broken("floor too low", "check_floor_and_ceiling_are_true", "zeros no better",
            prepare=prepared(floors={"explained_variance": -9.0})),
     broken("ceiling too low", "check_floor_and_ceiling_are_true", "ceiling 0.5",

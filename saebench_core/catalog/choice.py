@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
+
+from packaging.utils import canonicalize_name
 
 __all__ = ["ALLOW_VARIABLE", "BLOCK_VARIABLE", "CORE_DISTRIBUTION", "FILES_VARIABLE", "PluginChoice"]
 
@@ -62,4 +63,4 @@ class PluginChoice:
 def _names(*texts: str) -> frozenset[str]:
     """Return comma-separated names as the package index compares them: ``My_Plugin`` is ``my-plugin``."""
     parts = (part.strip() for text in texts for part in text.split(","))
-    return frozenset(re.sub(r"[-_.]+", "-", part).lower() for part in parts if part)
+    return frozenset(canonicalize_name(part) for part in parts if part)

@@ -19,7 +19,7 @@ def implementations(manager: pluggy.PluginManager, module: object) -> dict[str, 
     """Return the functions of a module that are marked as implementations, by hook.
 
     Raises:
-        PluginError: if there is none, or one that no hook asks for.
+        PluginError: if there is none, one that no hook asks for, or two of one hook.
     """
     hooks = {name: caller for name, caller in vars(manager.hook).items() if isinstance(caller, pluggy.HookCaller)}
     found: dict[str, Callable[..., object]] = {}
@@ -34,7 +34,11 @@ def implementations(manager: pluggy.PluginManager, module: object) -> dict[str, 
             raise PluginError(f"{hook}: is a wrapper; these hooks are called one by one, so nothing can be wrapped")
         spec = hooks[hook].spec
         _check_signature(hook, function, spec.argnames if spec else ())
-        found[hook] = function
+        if found.setdefault(hook, function) is not function:
+            raise PluginError(
+                f"{hook}: is implemented by {found[hook].__name__} and by {function.__name__}; "
+                "join them, one function may return any number of plugins"
+            )
     if not found:
         name = getattr(module, "__name__", str(module))
         raise PluginError(f"the module {name} implements no hook; hooks: {', '.join(hooks)}")

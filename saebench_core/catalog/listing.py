@@ -14,7 +14,19 @@ from saebench_core.interfaces.entry import Kind
 from saebench_core.rules import Rule
 from saebench_core.sae import SparseAutoencoder, inference_rule, read_config
 
-__all__ = ["Catalog"]
+__all__ = ["Catalog", "checked_kind"]
+
+
+def checked_kind(kind: str) -> Kind:
+    """Return a kind that a user has named.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    kinds = get_args(Kind)
+    if kind not in kinds:
+        raise InputError(f"{kind!r} is no kind of plugin{nearest(kind, kinds)}; kinds: {', '.join(kinds)}")
+    return cast(Kind, kind)
 
 
 @final
@@ -65,26 +77,24 @@ class Catalog:
         Raises:
             InputError: if there is no such kind, no such plugin, or several kinds have one.
         """
-        kinds = get_args(Kind)
-        if kind is not None and kind not in kinds:
-            raise InputError(f"{kind!r} is no kind of plugin{nearest(kind, kinds)}; kinds: {', '.join(kinds)}")
         if kind is not None:
-            return self.get(cast(Kind, kind), name)
+            return self.get(checked_kind(kind), name)
         found = [plugin for plugin in self if plugin.name == name]
         if len(found) > 1:
             kinds_of = " and ".join(plugin.kind for plugin in found)
             raise InputError(f"{name!r} is the name of plugins of kind {kinds_of}; say which with --kind")
         if not found:
             near = nearest(name, sorted({plugin.name for plugin in self}))
-            raise InputError(f"no plugin is called {name!r}{near}; see: saebench plugins list{self._failed()}")
+            raise InputError(f"no plugin is called {name!r}{near}; see: saebench plugins list{self.failed()}")
         return found[0]
 
     def unknown(self, kind: Kind, name: str) -> str:
         """Return the message for a name that no plugin of a kind has."""
         names = self.names(kind)
-        return f"no {kind} is called {name!r}{nearest(name, names)}; installed: {', '.join(names)}{self._failed()}"
+        return f"no {kind} is called {name!r}{nearest(name, names)}; installed: {', '.join(names)}{self.failed()}"
 
-    def _failed(self) -> str:
+    def failed(self) -> str:
+        """Return the load failures as the end of a message about a name that is not known; empty if there are none."""
         failed = "; ".join(f"{failure.plugin}: {failure.error}" for failure in self.failures)
         return f"; plugins that failed to load: {failed}" if failed else ""
 

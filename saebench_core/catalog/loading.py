@@ -122,8 +122,18 @@ def _without_duplicates(plugins: Sequence[Plugin], failures: list[LoadFailure]) 
         if len(offered) == 1:
             kept.append(offered[0])
             continue
-        sources = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in offered)
-        choices = " or ".join(f"--no-plugin {plugin.origin}" for plugin in offered)
-        error = f"the {kind} {name!r} is offered by {sources}; leave one out with {choices}"
-        failures.append(LoadFailure(f"{kind}:{name}", offered[-1].distribution, offered[-1].version, error))
+        *others, last = (plugin.distribution for plugin in offered)
+        error = f"the {kind} {name!r} is offered {_by(offered)}"
+        failures.append(LoadFailure(f"{kind}:{name}", last, offered[-1].version, error, others=tuple(others)))
     return Catalog(kept, failures)
+
+
+def _by(offered: Sequence[Plugin]) -> str:
+    """Say who offers one name, and what to do; two entry points of one distribution are told apart by their names."""
+    origins_of = list(dict.fromkeys(plugin.origin for plugin in offered))
+    if len(origins_of) == 1:
+        return f"{len(offered)} times by {origins_of[0]}; keep one, or leave it out with --no-plugin {origins_of[0]}"
+    alone = len({plugin.distribution for plugin in offered}) == len(offered)
+    sources = (f"{plugin.distribution if alone else plugin.origin} {plugin.version}" for plugin in offered)
+    choices = " or ".join(f"--no-plugin {origin}" for origin in origins_of)
+    return f"by {' and '.join(dict.fromkeys(sources))}; leave one out with {choices}"

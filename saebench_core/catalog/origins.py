@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageMetadata, entry_points
 from pathlib import Path
 from typing import Final, final
 
@@ -62,8 +62,10 @@ def origins(group: str, choice: PluginChoice) -> Iterator[Origin]:
 
 
 def _named(point: EntryPoint) -> tuple[str, str, EntryPoint]:
-    distribution = point.dist
-    return (distribution.name, distribution.version, point) if distribution else ("unknown", "", point)
+    """Return distribution, version and entry point; a damaged distribution has no metadata, so neither of the first."""
+    metadata: Mapping[str, str] | PackageMetadata = (point.dist and point.dist.metadata) or {}
+    name, version = (str(metadata[key]) if key in metadata else "" for key in ("Name", "Version"))
+    return name or "unknown", version, point
 
 
 def _content_version(path: Path) -> str:

@@ -93,11 +93,12 @@ class LoadFailure:
     """A plugin that could not be used.
 
     Attributes:
-        plugin: ``distribution:entry-point``, or the single file.
-        distribution: where it came from.
+        plugin: ``distribution:entry-point``, or the single file; ``kind:name`` where several offer one name.
+        distribution: where it came from; the last of several.
         version: its version.
         error: one line.
         details: traceback, for people who write plugins.
+        others: the further distributions, where several offer one name.
     """
 
     plugin: str
@@ -105,3 +106,4 @@ class LoadFailure:
     version: str
     error: str
     details: str = ""
+    others: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import Final
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import Specifier
 from packaging.utils import canonicalize_name
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 from saebench_core._version import __version__
 from saebench_core.catalog.choice import CORE_DISTRIBUTION
@@ -30,16 +30,19 @@ def check_core_version(distribution: str, requires: Sequence[str], installed: st
     Raises:
         PluginError: if it needs a newer core.
     """
-    for requirement in _asked(requires):
-        unmet = [one for one in requirement.specifier if not one.contains(installed, prereleases=True)]
-        wanted = f"{CORE_DISTRIBUTION}{requirement.specifier}"
-        if any(_is_newer(one, installed) for one in unmet):
+    unmet = {
+        f"{CORE_DISTRIBUTION}{requirement.specifier}": missed
+        for requirement in _asked(requires)
+        if (missed := [one for one in requirement.specifier if not one.contains(installed, prereleases=True)])
+    }
+    for wanted, missed in unmet.items():
+        if any(_is_newer(one, installed) for one in missed):
             raise PluginError(
                 f"needs {wanted}, installed is {installed}: upgrade it (pip install --upgrade '{wanted}'), "
                 f"or install a version of {distribution} for {installed}"
             )
-        if unmet:
-            return f"was made for {wanted}, installed is {installed}: look for a newer version of {distribution}"
+    for wanted in unmet:
+        return f"was made for {wanted}, installed is {installed}: look for a newer version of {distribution}"
     return None
 
 
@@ -57,5 +60,9 @@ def _asked(requires: Sequence[str]) -> Iterator[Requirement]:
 
 
 def _is_newer(specifier: Specifier, installed: str) -> bool:
-    """Say whether an unmet part of a requirement would be met by a newer version."""
-    return specifier.operator in _NEWER and Version(specifier.version.removesuffix(".*")) >= Version(installed)
+    """Say whether an unmet part of a requirement would be met by a newer version; ``===`` may name what is none."""
+    try:
+        wanted = Version(specifier.version.removesuffix(".*"))
+    except InvalidVersion:
+        return False
+    return specifier.operator in _NEWER and wanted >= Version(installed)

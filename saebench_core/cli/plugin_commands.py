@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_args
 
 import typer
+from packaging.utils import canonicalize_name
 
 from saebench_core.cli import plugin_info, scaffold_commands
 from saebench_core.cli.options import Json
@@ -16,10 +16,10 @@ from saebench_core.errors import InputError, nearest
 if TYPE_CHECKING:
     from saebench_core.catalog import Catalog, LoadFailure, Notice, Plugin
     from saebench_core.conformance import Finding
+    from saebench_core.interfaces.entry import Kind
 
 __all__ = ["register"]
 
-_KINDS = Literal["backbone", "architecture", "constraint", "metric"]
 _LOADING: Final = "mend the module, so that it can be imported and its hooks called (docs/plugins.md: What is checked)"
 
 
@@ -78,7 +78,10 @@ def plugins_check(
         list[str] | None,
         typer.Argument(metavar="[NAME|DIST]...", help="Plugins or distributions; by default all that are installed."),
     ] = None,
-    kind: Annotated[_KINDS | None, typer.Option("--kind", help="Only plugins of this kind.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Only plugins of this kind: backbone, architecture, constraint, metric."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A key of the plugin's entry, e.g. model=path. Repeatable."),
@@ -116,29 +119,39 @@ def plugins_check(
 
 
 def _chosen(catalog: Catalog, names: Sequence[str], kind: str | None) -> tuple[list[Plugin], list[LoadFailure]]:
-    """Return what names stand for: plugins of that type, or all of a distribution, with its load failures.
+    """Return what names stand for: plugins of that type, or all of a distribution, with the load failures.
 
     Raises:
-        InputError: for a name that is neither.
+        InputError: for a name that is neither, and for a kind that is none.
     """
-    plugins = [plugin for plugin in catalog if kind in (None, plugin.kind)]
-    if not names:
-        return plugins, list(catalog.failures)
-    known = {plugin.name for plugin in plugins} | {_plain(plugin.distribution) for plugin in plugins}
-    known |= {text for failure in catalog.failures for text in (failure.plugin, _plain(failure.distribution))}
+    from saebench_core.catalog.listing import checked_kind
+
+    only = None if kind is None else checked_kind(kind)
+    plugins = [
+        (plugin, {plugin.name, canonicalize_name(plugin.distribution)})
+        for plugin in catalog
+        if only in (None, plugin.kind)
+    ]
+    failures = [(failure, _called(failure, only)) for failure in catalog.failures]
+    wanted = {*names, *map(canonicalize_name, names)}
+    known = {text for _, texts in (*plugins, *failures) for text in texts}
     for name in names:
-        if name not in known and _plain(name) not in known:
-            raise InputError(f"no plugin or distribution is called {name!r}{nearest(name, known)}")
-    wanted = {*names, *map(_plain, names)}
+        if name not in known and canonicalize_name(name) not in known:
+            near = nearest(name, sorted(known))
+            raise InputError(f"no plugin or distribution is called {name!r}{near}{catalog.failed()}")
     return (
-        [plugin for plugin in plugins if wanted & {plugin.name, _plain(plugin.distribution)}],
-        [failure for failure in catalog.failures if wanted & {failure.plugin, _plain(failure.distribution)}],
+        [plugin for plugin, texts in plugins if not names or wanted & texts],
+        [failure for failure, texts in failures if not names or wanted & texts],
     )
 
 
-def _plain(distribution: str) -> str:
-    """Return a distribution's name as indexes compare it."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+def _called(failure: LoadFailure, only: Kind | None) -> set[str]:
+    """Return what a load failure is found by: its plugin and distributions, and the name that several offer."""
+    from saebench_core.interfaces.entry import Kind
+
+    kind, _, name = failure.plugin.partition(":")
+    offered = {name} if kind in get_args(Kind) and only in (None, kind) else set()
+    return {failure.plugin, *map(canonicalize_name, (failure.distribution, *failure.others)), *offered}
 
 
 def _findings(plugin: Plugin, catalog: Catalog, settings: Sequence[str], asked_for: bool) -> Iterator[Finding]:

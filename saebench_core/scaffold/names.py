@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final, final
 
+from packaging.utils import canonicalize_name
+
 from saebench_core.errors import InputError
 
 __all__ = ["Names", "names_of"]
@@ -40,7 +42,7 @@ def names_of(given: str) -> Names:
     Raises:
         InputError: if it cannot be a distribution's name and a package's, or a package of that name is there already.
     """
-    distribution = re.sub(r"[-_.]+", "-", given).lower()  # PEP 503
+    distribution = canonicalize_name(given)
     package = distribution.replace("-", "_")
     if not (_DISTRIBUTION.fullmatch(given) and _PACKAGE.fullmatch(package)):
         raise InputError(

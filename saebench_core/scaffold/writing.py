@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -59,10 +61,11 @@ def write_distribution(given: str, kind: str, parent: Path, taken: Collection[st
     """
     if kind not in KINDS:
         raise InputError(f"{kind!r} is no kind of plugin{nearest(kind, KINDS)}; kinds: {', '.join(KINDS)}")
-    package = given.lower().replace("-", "_").replace(".", "_")
-    if package in taken:
-        raise InputError(f"{given!r}: an installed {kind} is called {package!r} already; choose another name")
     names = names_of(given)
+    if names.package in taken:
+        raise InputError(f"{given!r}: an installed {kind} is called {names.package!r} already; choose another name")
+    if names.camel in _words(kind):
+        names = replace(names, camel=names.camel + kind.capitalize())
     folder = parent / names.distribution
     if os.path.lexists(folder):
         raise InputError(f"{folder}: is there already; choose another name, or another --directory")
@@ -83,6 +86,17 @@ def write_distribution(given: str, kind: str, parent: Path, taken: Collection[st
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return Written(names, folder, tuple(texts))
+
+
+def _words(kind: str) -> set[str]:
+    """Return the names that a class of a kind would hide: what the modules import and define, and Python's own."""
+    texts = "".join(_template(name) for name in (f"{kind}.py.j2", f"test_{kind}.py.j2"))
+    lines = re.findall(r"^(?:from \S+ import|import|class) (.+)$", texts, re.MULTILINE)
+    return {word for line in lines for word in re.findall(r"\w+", line)} | set(dir(builtins))
+
+
+def _template(name: str) -> str:
+    return (files("saebench_core.scaffold") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _umask() -> int:
@@ -110,11 +124,8 @@ def _texts(names: Names, kind: str) -> dict[str, str]:
         "summary": KINDS[kind],
         "core": _wanted_core(),
     }
-    environment, source = _environment(), files("saebench_core.scaffold") / "templates"
-    texts = {
-        name: environment.from_string((source / template).read_text(encoding="utf-8")).render(values)
-        for name, template in templates.items()
-    }
+    environment = _environment()
+    texts = {name: environment.from_string(_template(template)).render(values) for name, template in templates.items()}
     return texts | {f"src/{names.package}/py.typed": ""}
 
 
@@ -127,8 +138,12 @@ def _environment() -> Environment:
 
 
 def _wanted_core(installed: str = __version__) -> str:
-    """Return the version of the core to ask for: the installed minor version, or exactly a development version."""
+    """Return what versions of the core to ask for: the installed minor version, or from a development version on.
+
+    The next minor version is excluded, because contracts may change with it.
+    """
     from packaging.version import Version
 
     version = Version(installed)
-    return version.public if version.is_prerelease else f"{version.major}.{version.minor}"
+    first = version.public if version.is_prerelease else f"{version.major}.{version.minor}"
+    return f">={first},<{version.major}.{version.minor + 1}"

@@ -18,6 +18,7 @@ from saebench_core.catalog import Catalog, Hooks, PluginChoice, make_catalog
 from saebench_core.catalog.requirements import check_core_version
 from saebench_core.errors import InputError, PluginError
 from tests.helpers.distributions import Site, architecture, metric
+from tests.helpers.registries import call
 
 ROOT = Path(__file__).parents[2]
 CORE_ARCHITECTURES = {
@@ -144,6 +145,44 @@ def test_an_entry_point_must_name_a_module(site):
     assert "names a ABCMeta; it must name a module" in the_failure(make_catalog()).error
 
 
+@pytest.mark.parametrize("names", ["a", "z"])
+def test_a_hook_is_implemented_once(site, names):
+    other = "\n\n@hookimpl(specname='register_architectures')\ndef NAME():\n    return []\n".replace("NAME", names)
+    site.add("broken-dist", {f"twice_hooked_{names}": architecture("mine") + other})
+    error = the_failure(make_catalog()).error
+    assert error.startswith("register_architectures: is implemented by ")
+    assert {"register_architectures", names} <= set(error.replace(";", " ").split())
+
+
+def test_one_function_may_have_two_names(site):
+    source = architecture("mine").replace("@hookimpl", "@hookimpl(specname='register_architectures')")
+    source = source.replace("def register_architectures", "def offered") + "\n\nalso = offered\n"
+    site.add("my-sae", {"two_names": source})
+    catalog = make_catalog()
+    assert catalog.failures == ()
+    assert "mine" in catalog.names("architecture")
+
+
+def damaged(site, points):
+    """Add what is left of a distribution whose metadata is gone."""
+    info = site.root / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "entry_points.txt").write_text(f"[saebench]\n{points}\n")
+
+
+def test_a_distribution_without_metadata_harms_nothing(site, tmp_path):
+    site.add("good-dist", {"good_beside": architecture("good"), "left_over": architecture("left")})
+    damaged(site, "plugin = left_over\nother = not_there_any_more")
+    catalog = make_catalog()
+    plugin = catalog.get("architecture", "left")
+    assert (plugin.distribution, plugin.version, plugin.origin) == ("unknown", "", "unknown:plugin")
+    assert the_failure(catalog, "unknown").plugin == "unknown:other"
+    assert "good" in catalog.names("architecture")
+    told = call("plugins", "list", cwd=tmp_path)
+    assert told.code == 0
+    assert "FAILED        unknown:other: ModuleNotFoundError" in told.err
+
+
 def test_a_module_is_registered_once(site):
     site.add("broken-dist", {"twice": architecture("mine")}, {"one": "twice", "two": "twice"})
     catalog = make_catalog()
@@ -175,6 +214,49 @@ def test_the_name_of_a_built_in_is_refused_and_both_are_named(site):
         catalog.get("architecture", "topk")
     left_out = make_catalog(PluginChoice.from_environment(["broken-dist"]))
     assert left_out.get("architecture", "topk").distribution == "saebench-core"
+
+
+def test_two_entry_points_of_one_distribution_are_told_apart(site):
+    modules = {"same_name_one": architecture("same"), "same_name_two": architecture("same")}
+    site.add("one", modules, {"a": "same_name_one", "b": "same_name_two"})
+    (failure,) = make_catalog().failures
+    assert failure.error == (
+        "the architecture 'same' is offered by one:a 1.0 and one:b 1.0; "
+        "leave one out with --no-plugin one:a or --no-plugin one:b"
+    )
+
+
+def test_a_hook_that_returns_a_name_twice_is_told(site):
+    source = architecture("same").replace("return [", "return 2 * [")
+    site.add("one", {"same_name_twice": source})
+    (failure,) = make_catalog().failures
+    assert failure.error == (
+        "the architecture 'same' is offered 2 times by one:plugin; "
+        "keep one, or leave it out with --no-plugin one:plugin"
+    )
+
+
+def test_a_collision_is_found_by_its_name_and_by_every_distribution(site, tmp_path):
+    site.add("a-dist", {"collides_a": architecture("same")})
+    site.add("b-dist", {"collides_b": architecture("same")})
+    site.add("C_Dist", {"collides_c": architecture("same")})
+    for name in ("a-dist", "b-dist", "B_Dist", "c-dist", "same", "architecture:same"):
+        told = call("plugins", "check", name, cwd=tmp_path)
+        assert (told.code, told.out.splitlines()[-1]) == (1, "plugins: 0, checks: 1, failed: 1"), told
+        assert "architecture:same" in told.out
+        assert "is offered by C_Dist 1.0 and a-dist 1.0 and b-dist 1.0" in told.out
+    only = call("plugins", "check", "same", "--kind", "architecture", cwd=tmp_path)
+    assert only.code == 1
+    other = call("plugins", "check", "same", "--kind", "metric", cwd=tmp_path)
+    assert (other.code, other.out) == (2, "")
+    assert "no plugin or distribution is called 'same'" in other.err
+    assert "; plugins that failed to load: architecture:same: the architecture 'same' is offered by" in other.err
+
+
+def test_a_kind_that_is_none_is_refused(tmp_path):
+    told = call("plugins", "check", "topk", "--kind", "metrics", cwd=tmp_path)
+    assert (told.code, told.out) == (2, "")
+    assert "'metrics' is no kind of plugin; did you mean 'metric'?; kinds: backbone, " in told.err
 
 
 def test_the_same_name_in_another_kind_is_no_duplicate(site):
@@ -218,6 +300,11 @@ def test_a_distribution_that_needs_a_newer_core_is_refused_before_it_is_imported
         (["saebench-core>=1.0,<1.2"], "notice"),
         (["saebench-core==1.1"], "notice"),
         (["saebench-core!=1.2"], "notice"),
+        (["saebench-core<1.2", "saebench-core>=1.3"], "refused"),
+        (["saebench-core>=1.3", "saebench-core<1.2"], "refused"),
+        (["saebench-core<1.2", "saebench-core<1.1"], "notice"),
+        (["saebench-core===some.build"], "notice"),
+        (["saebench-core===some.build", "saebench-core>=1.3"], "refused"),
     ],
 )
 def test_which_requirements_are_met_by_core_1_2(requires, answer):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import saebench_core as sb
 from saebench_core.api import open_registry
 from saebench_core.catalog import PluginChoice, make_catalog
 from tests.helpers.distributions import Site, architecture, metric
@@ -243,6 +244,15 @@ def test_from_python(folder):
     opened = open_registry(
         str(folder / "registry.yaml"), folder / "work", choice=PluginChoice(files=(folder / "my.py",))
     )
+    assert len(opened.plan.cells) == 16
+
+
+def test_from_python_by_the_environment(folder, monkeypatch):
+    with pytest.raises(sb.InputError, match="'mine'"):
+        sb.Registry.from_file(folder / "registry.yaml")
+    monkeypatch.setenv("SAEBENCH_PLUGIN_FILES", str(folder / "my.py"))
+    assert sb.Registry.from_file(folder / "registry.yaml").catalog.get("architecture", "mine").path == folder / "my.py"
+    opened = open_registry(str(folder / "registry.yaml"), folder / "work")
     assert len(opened.plan.cells) == 16
 
 

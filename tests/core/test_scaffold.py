@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
+from saebench_core import __version__
 from saebench_core.catalog.requirements import check_core_version
 from saebench_core.errors import InputError
 from saebench_core.scaffold import KINDS, names_of, write_distribution, writing
@@ -79,6 +83,28 @@ def test_it_runs_at_once(made, monkeypatch):
     assert listed.err == ""
 
 
+def test_the_floor_of_the_metric_lies_below_its_twins(tmp_path, monkeypatch):
+    """What the example shows can be read: rows that are zero count for nobody, so no guess is better than a twin."""
+    folder = write_distribution("my-floor", "metric", tmp_path).folder
+    install(folder, tmp_path / "target")
+    site = Site(tmp_path / "target")
+    monkeypatch.syspath_prepend(str(site.root))
+    try:
+        changes = ("--set", "training.steps=300", "--set", "seeds=[0]")
+        outcome = call("run", "--no-tracking", *changes, cwd=folder)
+        told = call("results", "--json", *changes, cwd=folder)
+    finally:
+        site.forget()
+    assert outcome.code == 0, outcome.err
+    cells = {
+        cell["constraint"]["type"]: cell["metrics"]["my_floor/close_rows"] for cell in json.loads(told.out)["cells"]
+    }
+    assert set(cells) == {"trained", "frozen_decoder", "untrained"}
+    assert {score["floor"] for score in cells.values()} == {0.0}
+    assert cells["trained"]["value"] > max(cells["frozen_decoder"]["value"], cells["untrained"]["value"])
+    assert 0.9 < cells["trained"]["ceiling"] < 1.0, "some rows of the toy are zero"
+
+
 def test_the_commands_that_it_names(made):
     kind, folder, outcome = made
     name, package = f"my-{kind}-x", f"my_{kind}_x"
@@ -94,6 +120,9 @@ def test_the_commands_that_it_names(made):
     project = tomllib.loads((folder / name / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["saebench"] == {f"{kind}-{name}": f"{package}.{kind}"}
     assert "pytest" in project["optional-dependencies"]["test"][0]
+    major, minor, _ = __version__.split(".")
+    assert project["dependencies"] == [f"saebench-core>={major}.{minor},<{major}.{int(minor) + 1}", "pydantic", "torch"]
+    assert project["keywords"] == ["saebench-plugin"]
 
 
 def test_it_installs_as_a_checkout_with_what_the_core_is_built_with(tmp_path):
@@ -200,6 +229,8 @@ BAD_NAMES = {
     "saebench-core": "a package saebench_core is installed already",
     "TopK": "an installed architecture is called 'topk' already",
     "batch-topk": "an installed architecture is called 'batch_topk' already",
+    "batch--topk": "an installed architecture is called 'batch_topk' already",
+    "Batch-_.topk": "an installed architecture is called 'batch_topk' already",
 }
 
 
@@ -262,11 +293,44 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("installed", "wanted"), [("0.1.0", "0.1"), ("1.4.2", "1.4"), ("0.2.0.dev3", "0.2.0.dev3"), ("2.0rc1", "2.0rc1")]
+    ("installed", "wanted"),
+    [
+        ("0.1.0", ">=0.1,<0.2"),
+        ("1.4.2", ">=1.4,<1.5"),
+        ("0.2.0.dev3", ">=0.2.0.dev3,<0.3"),
+        ("2.0rc1", ">=2.0rc1,<2.1"),
+    ],
 )
 def test_it_asks_for_a_core_that_this_one_is(installed, wanted):
     assert writing._wanted_core(installed) == wanted
-    assert check_core_version("mine", [f"saebench-core>={wanted}"], installed) is None
+    assert check_core_version("mine", [f"saebench-core{wanted}"], installed) is None
+
+
+HIDING = {"tensor": "Tensor", "mapping": "Mapping", "field": "Field", "none": "None", "runtime-error": "RuntimeError"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_classes_hide_nothing(kind, tmp_path):
+    for given, name in (HIDING | {"test-conformance": "TestConformance"}).items():
+        written = write_distribution(given, kind, tmp_path)
+        defined, used = set(), set()
+        for path in written.folder.rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    defined.add(node.name)
+                if isinstance(node, ast.ImportFrom) and not node.module.startswith(written.names.package):
+                    used |= {alias.asname or alias.name for alias in node.names}
+        assert any(each.startswith(written.names.camel) for each in defined)
+        assert not defined & (used | set(dir(builtins)))
+        assert written.names.camel in {name, f"{name}{kind.capitalize()}"}
+
+
+def test_a_class_that_would_hide_an_import_has_the_kind_in_its_name(tmp_path):
+    folder = write_distribution("tensor", "architecture", tmp_path).folder
+    install(folder, tmp_path / "target")
+    done = own_tests(folder, tmp_path / "target", "-k", "values or scale_folds or recipe")
+    assert done.returncode == 0, done.stdout
+    assert "class TensorArchitecture(sb.Architecture)" in (folder / "src" / "tensor" / "architecture.py").read_text()
 
 
 def test_unknown_kinds_are_refused_from_python_too(tmp_path):

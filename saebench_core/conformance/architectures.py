@@ -201,8 +201,8 @@ def check_after_step_is_idempotent(subject: ArchitectureSubject) -> None:
 
 
 @check(
-    "let values grow in proportion to pre-activations (relu(2 * pre) does, relu(pre) ** 2 does not), and set `scales` in "
-    "the rule's TensorInfo: true for biases and thresholds, false for factors"
+    "let values grow in proportion to pre-activations (relu(2 * pre) does, relu(pre) ** 2 does not), and set `scales` "
+    "in the rule's TensorInfo: true for biases and thresholds, false for factors"
 )
 def check_scale_folds(subject: ArchitectureSubject) -> None:
     """An SAE that is folded for larger activations does the same with them, and nothing else."""

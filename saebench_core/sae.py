@@ -233,9 +233,10 @@ class SparseAutoencoder:
             if self.centring != "fixed":
                 return SparseAutoencoder(tensors, self.rule, self.centring)
             centre = tensors.pop("centre")
-            bias = self.rule.encoder_bias
-            tensors[bias] = tensors[bias] - centre @ tensors["W_enc"]
-            return SparseAutoencoder(tensors, self.rule, "none")
+            offset = -(centre @ tensors["W_enc"])
+            own = self.rule.shifted(tensors, offset)
+            bias = {self.rule.encoder_bias: tensors[self.rule.encoder_bias] + offset}
+            return SparseAutoencoder({**tensors, **bias, **own}, self.rule, "none")
 
     @torch.no_grad()
     def unit_decoder(self) -> SparseAutoencoder:

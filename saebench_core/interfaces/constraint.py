@@ -140,7 +140,10 @@ class Constraint(ABC):
 
     @abstractmethod
     def frozen(self, roles: Mapping[str, Role], recipe: Recipe) -> frozenset[str]:
-        """Name the tensors that stay out of the optimiser; they end bit-identical."""
+        """Name the tensors that stay out of the optimiser; they end bit-identical, in what is published too.
+
+        A constraint whose `finish` returns another SAE, such as its twin, freezes nothing.
+        """
 
     def project(self, sae: SparseAutoencoder, start: Start) -> None:  # noqa: B027 - most constraints have no set
         """Bring the SAE back into the allowed set after an optimiser step, in place, without gradients."""

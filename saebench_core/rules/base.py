@@ -100,6 +100,15 @@ class Rule(ABC):
         """
         return None
 
+    def shifted(self, tensors: Mapping[str, Tensor], offset: Float[Tensor, " d_sae"]) -> Mapping[str, Tensor]:
+        """Return the rule's own tensors that change when the encoder bias takes up a fixed centre of the inputs.
+
+        Args:
+            tensors: of the SAE, before.
+            offset: what is added to the encoder bias, and what pre-activations without it now lack.
+        """
+        return {}
+
     def after_step(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027 - most rules have nothing to do
         """Bring the rule's own tensors back into their range after an optimiser step, in place."""
 

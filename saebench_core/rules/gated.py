@@ -54,6 +54,10 @@ class Gated(Rule):
         """Biases are on the scale of pre-activations, the scale of magnitudes is not."""
         return self, {"b_mag": tensors["b_mag"] * factors, "r_mag": tensors["r_mag"]}
 
+    def shifted(self, tensors: Mapping[str, Tensor], offset: Tensor) -> Mapping[str, Tensor]:
+        """Magnitudes read the product without the gate's bias, so their own bias takes up the centre too."""
+        return {"b_mag": tensors["b_mag"] + tensors["r_mag"].exp() * offset}
+
     def export(self, tensors: Mapping[str, Tensor]) -> Export:
         """Write as SAELens' ``gated``."""
         return Export("gated", {}, {"b_mag": tensors["b_mag"], "r_mag": tensors["r_mag"]})

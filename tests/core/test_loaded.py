@@ -385,7 +385,7 @@ class Null(Constraint):
         self.config = config
 
     def frozen(self, roles, recipe):
-        return frozenset(roles)
+        return frozenset()
 
     def finish(self, sae, twin):
         tensors = {name: tensor.clone() for name, tensor in twin.tensors.items()}

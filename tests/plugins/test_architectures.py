@@ -297,6 +297,19 @@ def test_free_norms_stay_within_caps():
     assert float((rows.norm(dim=1) - 0.1).abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("constraint", ["trained", "frozen_encoder"])
+def test_folding_scale_and_centre_changes_no_code(form, constraint):
+    trainee = trained(form, constraint)
+    if "threshold" in trainee.sae.tensors and trainee.sae.rule.calibrated() is not None:
+        trainee.sae.tensors["threshold"].fill_(0.2)
+    raw = trainee.sae.folded(1.7)
+    assert raw.centring == ("none" if trainee.sae.centring == "fixed" else trainee.sae.centring)
+    found, wanted = raw.encode(1.7 * X).to_dense(), 1.7 * trainee.sae.encode(X).to_dense()
+    assert float((wanted > 0).float().mean()) > 0.01
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 SAVED = {"gated": "gated", "topk": "topk"} | dict.fromkeys(("relu", "relu april", "p_anneal"), "standard")
 
 

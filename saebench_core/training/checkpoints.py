@@ -66,7 +66,8 @@ class NoCheckpoints:
 class Checkpoints:
     """Checkpoints below one folder, written every so many seconds; each replaces the one before.
 
-    Where writing takes long, they come as much more rarely that it stays a tenth of the whole time.
+    Where writing takes long, they come as much more rarely that it stays a tenth of the whole time; with 0 seconds, one
+    comes after every step whatever it takes.
 
     Attributes:
         root: folder of all trainings that are not finished.
@@ -87,7 +88,8 @@ class Checkpoints:
         now = self.now()
         if self._last is None:
             self._last = now
-        if now - self._last < max(self.seconds, _TIMES_WRITING * self._spent):
+        least = max(self.seconds, _TIMES_WRITING * self._spent) if self.seconds else 0.0
+        if now - self._last < least:
             return False
         self._last, self._spent = now, 0.0
         return True

@@ -240,6 +240,9 @@ def test_writing_stays_a_tenth_of_the_time(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "perf_counter", lambda: next(clock))
     keeper.save("one", kept(3))
     assert [keeper.due(), keeper.due(), keeper.due()] == [False, False, True]
+    always = Checkpoints(tmp_path, {}, 0, lambda: 1.0)
+    always._spent = 100.0
+    assert always.due() and always.due()
 
 
 def test_nothing_is_kept_of_what_is_not_trained(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 __all__ = ["Interruption", "termination", "threads"]
@@ -14,21 +14,34 @@ class Interruption(KeyboardInterrupt):
 
 
 @contextmanager
-def termination() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that half-built products are removed and the sweep is marked."""
+def termination() -> Iterator[Callable[[], None]]:
+    """Turn SIGTERM into an exception, so that half-built products are removed and the sweep is marked.
+
+    An exception out of a signal is lost where Python has nobody to give it to (a destructor, a callback of the
+    collector or of a library). So what is yielded is to be called now and then: it raises what was lost.
+    """
+    asked: list[type[KeyboardInterrupt]] = []
 
     def stop(number: int, frame: object) -> None:
-        raise Interruption
+        asked.append(Interruption if number == signal.SIGTERM else KeyboardInterrupt)
+        raise asked[0]
+
+    def check() -> None:
+        if asked:
+            raise asked[0]
 
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
     except ValueError:  # not the main thread: somebody else decides
-        yield
+        yield check
         return
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

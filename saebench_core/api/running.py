@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -35,6 +35,25 @@ class Listener:
 
     def done(self, task: Task, error: str | None) -> None:
         """A task ended."""
+
+
+@final
+class _Heeding(Listener):
+    """Passes on what it hears, and looks each time whether the process was asked to end."""
+
+    def __init__(self, listener: Listener, heed: Callable[[], None]) -> None:
+        self._listener, self._heed = listener, heed
+
+    def start(self, task: Task) -> None:
+        self._heed()
+        self._listener.start(task)
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        self._heed()
+        self._listener.progress(label, done, total)
+
+    def done(self, task: Task, error: str | None) -> None:
+        self._listener.done(task, error)
 
 
 @final
@@ -78,9 +97,9 @@ def run_opened(
     listener.plan(opened.plan, waiting)
     sweep = opened.journal.write_sweep(opened.sweep())
     tracker = SafeTracker(tracking_uri, opened.workdir) if track else None
-    with termination(), threads(opened.registry.runtime.threads), opened.store.hold(sweep.sweep_id):
+    with termination() as heed, threads(opened.registry.runtime.threads), opened.store.hold(sweep.sweep_id):
         try:
-            worked = _work(opened, sweep, tracker, listener)
+            worked = _work(opened, sweep, tracker, _Heeding(listener, heed))
         except BaseException:
             _end(tracker, sweep, "interrupted")
             raise

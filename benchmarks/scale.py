@@ -8,16 +8,24 @@ It is a real run of a registry in a temporary folder, on the synthetic backbone.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
+import statistics
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line sets it
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # both as the command line sets them
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from saebench_core.api import Listener, Opened, open_registry, run_opened
+from torch import Tensor
+
+from saebench_core.api import Listener, open_registry, run_opened
 from saebench_core.plan import Task
+from saebench_core.training.trainee import Trainee
 
 REGISTRY = """
 name: scale
@@ -51,10 +59,19 @@ class Watch(Listener):
         print(f"{task.label}: {error or 'done'}, peak memory {peak_gb():.2f} GB", flush=True)
 
 
-def own_seconds(one: Opened) -> float:
-    """Return the time of the SAEs' own steps, without checkpoints and data."""
-    folders = [one.store.path(product.kind, product.key) for _, product in one.plan.train.values()]
-    return sum(float(json.loads((folder / "seconds.json").read_text(encoding="utf-8"))["train"]) for folder in folders)
+@contextmanager
+def timed_steps() -> Iterator[list[float]]:
+    """Keep the seconds of every SAE's own steps: a run this short measures itself on held-out rows after each."""
+    seconds: list[float] = []
+    step = Trainee.step
+
+    def timed(trainee: Trainee, x: Tensor, number: int) -> None:
+        start = time.perf_counter()
+        step(trainee, x, number)
+        seconds.append(time.perf_counter() - start)
+
+    with mock.patch.object(Trainee, "step", timed):
+        yield seconds
 
 
 def main() -> None:
@@ -68,13 +85,14 @@ def main() -> None:
     options = parser.parse_args()
     constraints = "{type: trained}" + (", {type: soft_frozen_decoder}" if options.twin else "")
     text = REGISTRY % {**vars(options), "constraints": constraints, "n_features": 2 * options.d_in}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, timed_steps() as seconds:
         path = Path(folder) / "registry.yaml"
         path.write_text(text, encoding="utf-8")
         one = open_registry(str(path), Path(folder) / "work")
         report = run_opened(one, track=False, listener=Watch())
-        seconds = own_seconds(one) / options.steps
-    print(f"exit {report.exit_code}, {seconds:.1f} s a step, peak memory {peak_gb():.2f} GB")
+    each = len(seconds) // options.steps
+    times = f"{each * statistics.median(seconds):.1f} s a step (median)"
+    print(f"exit {report.exit_code}, {times}, peak memory {peak_gb():.2f} GB")
 
 
 if __name__ == "__main__":

@@ -49,13 +49,13 @@ class LineListener(Listener):
             f"about {duration(expected.seconds)}, {size(expected.disk_bytes)} on disk"
         )
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task, left: int) -> None:
         """Name the task, unless it is one of many short ones."""
         self._worked += 1
         self._last = time.monotonic()
         if task.kind == "score":
             return
-        self._line(f"[{self._worked}/{self._total}] {task.label}")
+        self._line(f"[{self._worked}/{self._total}] {label_of(task, left)}")
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Print a line now and then."""
@@ -108,11 +108,11 @@ class BarListener(Listener):
         self._bars.start()
         self._tasks = self._bars.add_task("tasks", total=len(waiting))
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task, left: int) -> None:
         """Show the task on the second bar."""
         if self._work is not None:
             self._bars.remove_task(self._work)
-        self._work, self._label = self._bars.add_task(task.label, total=None), task.label
+        self._work, self._label = self._bars.add_task(label_of(task, left), total=None), task.label
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Move the second bar."""
@@ -129,6 +129,11 @@ class BarListener(Listener):
     def close(self) -> None:
         """Take the bars away."""
         self._bars.stop()
+
+
+def label_of(task: Task, left: int) -> str:
+    """Return a task's label, and how many of its products are to be made where some are there."""
+    return task.label if left == len(task.products) else f"{task.label}, {left} of them to do"
 
 
 def duration(seconds: float) -> str:

@@ -27,8 +27,8 @@ class Listener:
     def plan(self, plan: Plan, waiting: Sequence[Task]) -> None:
         """A run starts with this plan, of which these tasks have work to do."""
 
-    def start(self, task: Task) -> None:
-        """A task starts."""
+    def start(self, task: Task, left: int) -> None:
+        """A task starts, of which so many products are to be made."""
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Long work has come so far."""
@@ -44,9 +44,9 @@ class _Heeding(Listener):
     def __init__(self, listener: Listener, heed: Callable[[], None]) -> None:
         self._listener, self._heed = listener, heed
 
-    def start(self, task: Task) -> None:
+    def start(self, task: Task, left: int) -> None:
         self._heed()
-        self._listener.start(task)
+        self._listener.start(task, left)
 
     def progress(self, label: str, done: int, total: int) -> None:
         self._heed()

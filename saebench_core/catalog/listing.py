@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, final, get_args
 
+from packaging.utils import canonicalize_name
+
 from saebench_core.catalog.plugin import LoadFailure, Notice, Plugin
 from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.architecture import ArchitectureSpec, Shape
@@ -85,18 +87,24 @@ class Catalog:
             raise InputError(f"{name!r} is the name of plugins of kind {kinds_of}; say which with --kind")
         if not found:
             near = nearest(name, sorted({plugin.name for plugin in self}))
-            raise InputError(f"no plugin is called {name!r}{near}; see: saebench plugins list{self.failed()}")
+            raise InputError(f"no plugin is called {name!r}{near}; see: saebench plugins list{self.failed(name)}")
         return found[0]
 
     def unknown(self, kind: Kind, name: str) -> str:
         """Return the message for a name that no plugin of a kind has."""
         names = self.names(kind)
-        return f"no {kind} is called {name!r}{nearest(name, names)}; installed: {', '.join(names)}{self.failed()}"
+        return f"no {kind} is called {name!r}{nearest(name, names)}; installed: {', '.join(names)}{self.failed(name)}"
 
-    def failed(self) -> str:
-        """Return the load failures as the end of a message about a name that is not known; empty if there are none."""
-        failed = "; ".join(f"{failure.plugin}: {failure.error}" for failure in self.failures)
-        return f"; plugins that failed to load: {failed}" if failed else ""
+    def failed(self, name: str) -> str:
+        """Return the end of a message about a name that is not known: load failures that may be why, others counted."""
+        called = canonicalize_name(name)
+        meant = [one for one in self.failures if called in canonicalize_name(" ".join((one.plugin, *one.others)))]
+        told = meant or (self.failures if len(self.failures) == 1 else ())
+        texts = [f"{one.plugin}: {one.error}" for one in told]
+        if left := len(self.failures) - len(told):
+            others = f"{left} {'others' if texts else 'plugins'}" if left > 1 else "another one"
+            texts.append(f"{others} (see: saebench plugins list)")
+        return f"; failed to load: {'; '.join(texts)}" if texts else ""
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the selection rule of a saved SAE: the format's, or what the plugins that wrote it make of it.

@@ -6,8 +6,9 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
-from typing import final
+from typing import Final, final
 
 import pluggy
 
@@ -25,6 +26,8 @@ from saebench_core.interfaces.entry import Kind
 from saebench_core.store import file_sha256
 
 __all__ = ["Hooks", "make_catalog"]
+
+_HERE: Final = str(Path(hookspecs.__file__).parent)
 
 
 @final
@@ -62,7 +65,7 @@ def make_catalog(choice: PluginChoice | None = None, hooks: Hooks | None = None)
         try:
             plugins.extend(_load(manager, hooks, origin))
         except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
-            text = str(error) if isinstance(error, SaebenchError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, SaebenchError) else f"{type(error).__name__}: {error}{_place(error)}"
             line, details = " ".join(text.split()), traceback.format_exc()
             failures.append(LoadFailure(origin.label, origin.distribution, origin.version, line, details))
     if not plugins and not failures:
@@ -75,6 +78,15 @@ def make_catalog(choice: PluginChoice | None = None, hooks: Hooks | None = None)
             )
         )
     return _without_duplicates(plugins, failures)
+
+
+def _place(error: BaseException) -> str:
+    """Return the file and line of a plugin that raised, for the end of a message; empty where it was none of its."""
+    if isinstance(error, SyntaxError):
+        return ""  # says it itself
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    outside = [frame for frame in frames if not frame.filename.startswith(("<", _HERE)) and frame.line]
+    return f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
 
 
 def _load(manager: pluggy.PluginManager, hooks: Hooks, origin: Origin) -> list[Plugin]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, PackageMetadata, entry_points
 from pathlib import Path
 from typing import Final, final
 
+from packaging.utils import canonicalize_name
+
 from saebench_core.catalog.choice import PluginChoice
 from saebench_core.catalog.files import load_file
+from saebench_core.errors import InputError, nearest
 
-__all__ = ["Origin", "origins"]
+__all__ = ["Origin", "check_blocks", "origins"]
 
 _VERSION_LETTERS: Final = 12
 
@@ -59,6 +62,29 @@ def origins(group: str, choice: PluginChoice) -> Iterator[Origin]:
             continue
         seen.add(place)
         yield Origin(str(path), str(path), _content_version(path), partial(load_file, path), str(path), path=place)
+
+
+def check_blocks(group: str, names: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse names that nothing installed has, and none of the files.
+
+    Raises:
+        InputError: with the nearest name.
+    """
+    points = [
+        (distribution, f"{distribution}:{point.name}")
+        for distribution, _, point in map(_named, entry_points(group=group))
+    ]
+    known = sorted(
+        {name for pair in points for name in pair} | {name for file in files for name in (file, Path(file).name)}
+    )
+    canonical = set(map(canonicalize_name, known))
+    for name in (part.strip() for text in names for part in text.split(",")):
+        if name and canonicalize_name(name) not in canonical:
+            near = nearest(name, known)
+            raise InputError(
+                f"--no-plugin {name}: nothing installed is called so{near}; give a distribution, "
+                "DISTRIBUTION:ENTRY-POINT, or a plugin file"
+            )
 
 
 def _named(point: EntryPoint) -> tuple[str, str, EntryPoint]:

@@ -77,6 +77,9 @@ def common(
 ) -> None:
     """Train and score every sparse autoencoder beside its random twins, and say what learning earned."""
     if no_plugin:
+        from saebench_core.cli.options import check_no_plugin
+
+        check_no_plugin(no_plugin, plugin_file or [])
         known = os.environ.get("SAEBENCH_BLOCK_PLUGINS", "")
         os.environ["SAEBENCH_BLOCK_PLUGINS"] = ",".join(filter(None, [known, *no_plugin]))
     if plugin_file:

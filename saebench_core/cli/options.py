@@ -13,7 +13,18 @@ import typer
 if TYPE_CHECKING:
     from saebench_core.api import Opened
 
-__all__ = ["Device", "Json", "Only", "RegistryArgument", "Set", "TrackingUri", "Workdir", "checked_files", "opened"]
+__all__ = [
+    "Device",
+    "Json",
+    "Only",
+    "RegistryArgument",
+    "Set",
+    "TrackingUri",
+    "Workdir",
+    "check_no_plugin",
+    "checked_files",
+    "opened",
+]
 
 RegistryArgument = Annotated[
     str, typer.Argument(metavar="REGISTRY", help="A registry file, or preset:NAME (see `saebench presets list`).")
@@ -55,6 +66,19 @@ def opened(
 
     chosen = [part for option in only or [] for part in re.split(r",(?![^\[]*\])", option)]  # names may be x[a=1,b=2]
     return open_registry(registry, workdir, overrides=settings or [], only=chosen, device=device)
+
+
+def check_no_plugin(names: Sequence[str], files: Sequence[Path]) -> None:
+    """Refuse a value of ``--no-plugin`` that leaves nothing out.
+
+    Raises:
+        InputError: if nothing installed is called so.
+    """
+    from saebench_core.catalog.choice import FILES_VARIABLE
+    from saebench_core.catalog.origins import check_blocks
+
+    named = filter(None, os.environ.get(FILES_VARIABLE, "").split(os.pathsep))
+    check_blocks("saebench", names, [*named, *map(str, files)])
 
 
 def checked_files(paths: Sequence[Path]) -> list[str]:

@@ -138,7 +138,7 @@ def _chosen(catalog: Catalog, names: Sequence[str], kind: str | None) -> tuple[l
     for name in names:
         if name not in known and canonicalize_name(name) not in known:
             near = nearest(name, sorted(known))
-            raise InputError(f"no plugin or distribution is called {name!r}{near}{catalog.failed()}")
+            raise InputError(f"no plugin or distribution is called {name!r}{near}{catalog.failed(name)}")
     return (
         [plugin for plugin, texts in plugins if not names or wanted & texts],
         [failure for failure, texts in failures if not names or wanted & texts],

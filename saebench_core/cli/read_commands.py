@@ -72,7 +72,7 @@ def results(
         return
     from saebench_core.cli.show import print_comparison
 
-    print_comparison(work, records, every)
+    print_comparison(work, records, every, bool(settings))
 
 
 def report(

@@ -97,6 +97,7 @@ def _summary(work: Opened) -> dict[str, Any]:
             "seconds": round(task.estimate.seconds, 1),
             "memory_bytes": task.estimate.memory_bytes,
             "disk_bytes": task.estimate.disk_bytes,
+            "left": task.left(store),
         }
         for task in whole.tasks
     ]

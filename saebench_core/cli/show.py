@@ -26,12 +26,22 @@ def descriptions(work: Opened) -> dict[str, str]:
     }
 
 
-def print_comparison(work: Opened, records: Sequence[CellRecord], every_score: bool = False) -> None:
-    """Print the trained SAEs beside their twins, and what failed."""
+def print_comparison(
+    work: Opened, records: Sequence[CellRecord], every_score: bool = False, changed: bool = False
+) -> None:
+    """Print the trained SAEs beside their twins, and what failed.
+
+    Args:
+        work: an open registry.
+        records: its cells.
+        every_score: show all, not only the main ones.
+        changed: whether values were changed with ``--set``, which may name cells that nobody has computed.
+    """
     console = Console()
     if not any(record.result.status in {"done", "failed"} for record in records):
         count = sum(record.result.status == "pending" for record in records)
-        console.print(f"{work.registry.name}: 0 of {count} cells done; `saebench run` computes them", highlight=False)
+        command = "`saebench run` with the same --set" if changed else "`saebench run`"
+        console.print(f"{work.registry.name}: 0 of {count} cells done; {command} computes them", highlight=False)
         return
     scores = None if every_score else work.registry.headline
     show(console, work.sweep(), records, scores=scores, notice=work.registry.notice)
@@ -45,13 +55,22 @@ def print_status(work: Opened, records: Sequence[CellRecord]) -> None:
     console.print(
         f"{work.registry.name}: " + ", ".join(f"{count} {state}" for state, count in counts.items()), highlight=False
     )
-    if counts["pending"] or counts["failed"]:
+    if counts["pending"]:
         console.print(f"about {duration(left.seconds)} of work left; `saebench run` goes on", highlight=False)
+    elif counts["failed"]:
+        console.print("nothing is pending; `saebench run` tries again what failed", highlight=False)
     labels = {cell.cell_id: cell.label for cell in work.registry.cells}
     for record in records:
         if record.result.status == "failed":
             text = f"failed  {record.result.cell_id}  {labels[record.result.cell_id]}: {record.result.error}"
             console.print(text, markup=False, highlight=False)
+
+
+def _state(task: dict[str, Any]) -> str:
+    """Return what the plan's last column says: how much of a task is there."""
+    if task["done"]:
+        return "done"
+    return f"{task['left']} to do" if task["kind"] == "train" and task["left"] < task["cells"] else ""
 
 
 def print_plan(work: Opened, summary: dict[str, Any]) -> None:
@@ -73,7 +92,7 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
         if task["kind"] != "score":
             table.add_row(
                 task["label"], str(task["cells"] or ""), duration(task["seconds"]), size(task["memory_bytes"]),
-                size(task["disk_bytes"]), "done" if task["done"] else "",
+                size(task["disk_bytes"]), _state(task),
             )  # fmt: skip
     done = sum(task["done"] for task in scores)
     table.add_row(

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from saebench_core.catalog import Catalog, Plugin, make_catalog
 from saebench_core.conformance.watching import Watched, watch
-from saebench_core.errors import InputError
+from saebench_core.errors import InputError, nearest
 from saebench_core.interfaces.entry import EntryConfig
 
 __all__ = ["Config", "PluginSubject", "entries_of", "modules_of", "required_keys", "shown_errors"]
@@ -77,7 +77,7 @@ class PluginSubject(ABC):
         try:
             return self.plugin.spec.config.model_validate(self.keys)
         except ValidationError as error:
-            raise InputError(f"{self.plugin.kind} {self.plugin.name}: {shown_errors(error)}") from error
+            raise InputError(f"{self.plugin.kind} {self.plugin.name}: {shown_errors(error, self.plugin)}") from error
 
     def build(self) -> Any:
         """Return the plugin's object, built anew."""
@@ -120,9 +120,16 @@ def required_keys(plugin: Plugin) -> list[str]:
     return [name for name, field in plugin.spec.config.model_fields.items() if field.is_required()]
 
 
-def shown_errors(error: ValidationError) -> str:
-    """Return pydantic's findings in one line."""
-    told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" if one["loc"] else one["msg"] for one in error.errors())
+def shown_errors(error: ValidationError, plugin: Plugin) -> str:
+    """Return pydantic's findings in one line; a key that is not known with those that are."""
+    keys = [name for name in plugin.spec.config.model_fields if name != "type"]
+    told = []
+    for one in error.errors():
+        where = ".".join(map(str, one["loc"]))
+        if one["type"] == "extra_forbidden" and len(one["loc"]) == 1:
+            told.append(f"there is no key {where!r}{nearest(where, keys)}; keys: {', '.join(keys)}")
+        else:
+            told.append(f"{where}: {one['msg']}" if where else one["msg"])
     return "; ".join(told)
 
 

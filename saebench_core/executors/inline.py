@@ -15,7 +15,7 @@ def run_inline(
     plan: Plan,
     bench: Workbench,
     failures: Failures,
-    on_start: Callable[[Task], None],
+    on_start: Callable[[Task, int], None],
     on_done: Callable[[Task, str | None], None],
 ) -> int:
     """Do all tasks of a plan in order; one that fails takes along only what needs it.
@@ -24,7 +24,7 @@ def run_inline(
         plan: the graph.
         bench: tools.
         failures: where errors are kept.
-        on_start: called before a task that has work to do.
+        on_start: called before a task that has work to do, with how many products it is to make.
         on_done: called after it, with the error or None.
 
     Returns:
@@ -39,7 +39,7 @@ def run_inline(
         if not _ready(task, bench):
             continue
         worked += 1
-        on_start(task)
+        on_start(task, task.left(bench.store))
         on_done(task, perform(task, plan, bench, failures))
     return worked
 

@@ -81,6 +81,10 @@ class Task:
     metric: Entry[MetricConfig] | None = None
     estimate: Estimate = Estimate()
 
+    def left(self, store: Store) -> int:
+        """Return how many products are not there."""
+        return sum(not store.has(product.kind, product.key) for product in self.products)
+
     def done(self, store: Store) -> bool:
         """Say whether all products are there."""
         return all(store.has(product.kind, product.key) for product in self.products)

@@ -60,13 +60,15 @@ def _title(comparison: Comparison) -> str:
 
 
 def _cells(comparison: Comparison) -> list[list[str]]:
-    """Return the table's body: a row a constraint, then floor, ceiling and what learning earned."""
+    """Return the table's body: a row a constraint, then floor, ceiling, what learning earned and beside which twin."""
     body = []
     for index, constraint in enumerate(comparison.constraints):
         body.append([constraint, *(_marked(row, index) for row in comparison.rows)])
     body.append(["floor", *(number(row.floor) for row in comparison.rows)])
     body.append(["ceiling", *(number(row.ceiling) for row in comparison.rows)])
     body.append(["earned by learning", *(learned_text(row) for row in comparison.rows)])
+    if any(row.best_twin for row in comparison.rows):
+        body.append(["best twin", *(row.best_twin or "–" for row in comparison.rows)])  # noqa: RUF001
     if any(row.verdict for row in comparison.rows):
         body.append(["verdict", *(row.verdict or "–" for row in comparison.rows)])  # noqa: RUF001
     return body
@@ -108,11 +110,23 @@ def _footer(found: Sequence[Comparison], records: Sequence[CellRecord], notice: 
     ]
     flags = sorted({flag for record in records for flag in record.result.flags})
     lines += [f"{_FLAGGED} {flag}: {FLAGS.get(flag, 'see the cell')}" for flag in flags]
-    failed = [record.result for record in records if record.result.status == "failed"]
-    for cell in failed:
-        error = (cell.error or "no message").partition("\n")[0]
-        lines.append(f"{_FLAGGED} failed: {cell.backbone.name} | {cell.constraint.name} | seed {cell.seed}: {error}")
+    lines += _failures(records)
     return [*lines, *([notice] if notice else [])]
+
+
+def _failures(records: Sequence[CellRecord]) -> list[str]:
+    """Return a line for each error, with the constraints and seeds of the cells that have it."""
+    met: dict[tuple[str, str, str], dict[str, list[str]]] = {}
+    for cell in (record.result for record in records if record.result.status == "failed"):
+        error = (cell.error or "no message").partition("\n")[0]
+        seeds = met.setdefault((cell.backbone.name, cell.architecture.name, error), {})
+        seeds.setdefault(cell.constraint.name, []).append(str(cell.seed))
+    return [
+        f"{_FLAGGED} failed: {backbone} | {architecture} | "
+        + ", ".join(f"{name} (seed {', '.join(dict.fromkeys(found))})" for name, found in seeds.items())
+        + f": {error}"
+        for (backbone, architecture, error), seeds in met.items()
+    ]
 
 
 def console_text(

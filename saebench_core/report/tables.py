@@ -213,9 +213,9 @@ def _entry(score: str, version: int, cells: Sequence[CellResult]) -> Entry:
     valid_null = True
     for cell in sorted(cells, key=lambda cell: cell.seed):
         metric = cell.metrics.get(score)
-        if cell.status == "failed":
-            skipped["failed"].append(cell.seed)
-        if metric is None:
+        if metric is None:  # another metric that failed takes nothing from the scores that are there
+            if cell.status == "failed":
+                skipped["failed"].append(cell.seed)
             continue
         for flag in cell.flags:
             flags[flag] = flags.get(flag, 0) + 1
@@ -238,7 +238,7 @@ def _entry(score: str, version: int, cells: Sequence[CellResult]) -> Entry:
 def _place(
     cell: CellResult, metric: MetricValue, version: int, values: dict[int, float], skipped: dict[str, list[int]]
 ) -> None:
-    if metric.value is None or cell.status == "failed":
+    if metric.value is None:
         return
     if metric.metric_version != version:
         skipped["outdated"].append(cell.seed)

@@ -69,12 +69,8 @@ def write_distribution(given: str, kind: str, parent: Path, taken: Collection[st
     folder = parent / names.distribution
     if os.path.lexists(folder):
         raise InputError(f"{folder}: is there already; choose another name, or another --directory")
-    if next((place for place in (parent, *parent.parents) if place.exists()), parent).is_dir():
-        parent.mkdir(parents=True, exist_ok=True)
-    else:
-        raise InputError(f"--directory {parent}: is no folder")
     texts = _texts(names, kind)
-    draft = Path(tempfile.mkdtemp(prefix=f".{names.distribution}-", dir=parent))
+    draft = _draft(names, parent)
     try:
         for name, text in texts.items():
             path = draft / name
@@ -86,6 +82,21 @@ def write_distribution(given: str, kind: str, parent: Path, taken: Collection[st
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return Written(names, folder, tuple(texts))
+
+
+def _draft(names: Names, parent: Path) -> Path:
+    """Make the hidden folder that a distribution is written into first.
+
+    Raises:
+        InputError: if none can be made there.
+    """
+    if not next((place for place in (parent, *parent.parents) if place.exists()), parent).is_dir():
+        raise InputError(f"--directory {parent}: is no folder")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{names.distribution}-", dir=parent))
+    except OSError as error:
+        raise InputError(f"--directory {parent}: cannot be written to ({error.strerror}); choose another") from error
 
 
 def _words(kind: str) -> set[str]:

@@ -75,7 +75,7 @@ def collect_record(cell: Cell, plan: Plan, store: Store, failures: Failures, wor
         if not store.has(found.kind, found.key):
             complete = False
             if (error := _error(scoring, cell, store, failures)) is not None:
-                errors.append(error)
+                errors.append(f"{entry.name}: {error}")
             continue
         done.append(store.facts(found.kind, found.key))
         seconds["score"] = round(seconds.get("score", 0.0) + float(done[-1]["seconds"]), 3)
@@ -108,7 +108,7 @@ def _error(task: Task, cell: Cell, store: Store, failures: Failures) -> str | No
         if needed.kind == "train" and needed is not task and task.kind == "score":
             continue  # the SAE is there; only what the score needs beside it can be missing
         if not needed.done(store) and (error := _error(needed, cell, store, failures)) is not None:
-            return f"{needed.label}: {error}"
+            return error if needed.kind == "metric" else f"{needed.label}: {error}"  # a metric's name is there already
     return None
 
 

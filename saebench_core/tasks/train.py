@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, measure, statistics_rows
 from saebench_core.activations.readers import WINDOW_ROWS
-from saebench_core.errors import SaebenchError
+from saebench_core.errors import InputError, SaebenchError
 from saebench_core.interfaces.architecture import Architecture
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start, Statistics
 from saebench_core.plan import Product, Task, core_digest
@@ -25,6 +25,7 @@ from saebench_core.tasks.workbench import Workbench
 from saebench_core.training.certificate import Origin
 from saebench_core.training.fitting import available_bytes, kept_bytes, parts_that_fit, passing_bytes
 from saebench_core.training.loop import train_group
+from saebench_core.training.settings import TrainingSettings
 from saebench_core.training.trainee import Trainee
 
 __all__ = ["GroupError", "base_draw", "load_statistics", "start_of", "train"]
@@ -121,7 +122,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
     inputs = GroupInputs(
         bench,
         statistics := load_statistics(bench, first, identity),
-        statistics.mean_square_norm**0.5 if settings.normalise == "mean_square" else 1.0,
+        _scale(settings, statistics, first),
         bench.reader(first.backbone, identity, first.site, "calibration", settings.calibration_rows),
         bench.reader(first.backbone, identity, first.site, "evaluation", settings.evaluation_rows),
     )
@@ -130,6 +131,17 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
         failures |= _train_part(part, inputs, _stream(bench, first, identity), task.label, twins)
     if failures:
         raise GroupError(failures)
+
+
+def _scale(settings: TrainingSettings, statistics: Statistics, cell: Cell) -> float:
+    """Return what activations are divided by before training.
+
+    Raises:
+        InputError: if every row is zero, so that there is nothing to train on.
+    """
+    if not statistics.mean_square_norm > 0:
+        raise InputError(f"{cell.backbone.name} | {cell.site}: all activations are zero; there is nothing to train on")
+    return statistics.mean_square_norm**0.5 if settings.normalise == "mean_square" else 1.0
 
 
 _Missing = tuple[Cell, Product]

@@ -250,7 +250,7 @@ def test_a_collision_is_found_by_its_name_and_by_every_distribution(site, tmp_pa
     other = call("plugins", "check", "same", "--kind", "metric", cwd=tmp_path)
     assert (other.code, other.out) == (2, "")
     assert "no plugin or distribution is called 'same'" in other.err
-    assert "; plugins that failed to load: architecture:same: the architecture 'same' is offered by" in other.err
+    assert "; failed to load: architecture:same: the architecture 'same' is offered by" in other.err
 
 
 def test_a_kind_that_is_none_is_refused(tmp_path):

@@ -203,4 +203,4 @@ def test_a_plugin_that_failed_to_load_is_named(tmp_path, site):
     site.add("broken-dist", {"info_broken": "import no_such_module_anywhere\n"})
     outcome = call("plugins", "info", "mine", cwd=tmp_path)
     assert outcome.code == 2
-    assert "plugins that failed to load: broken-dist:plugin: ModuleNotFoundError" in outcome.err
+    assert "failed to load: broken-dist:plugin: ModuleNotFoundError" in outcome.err

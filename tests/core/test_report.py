@@ -34,9 +34,9 @@ def entry(found, constraint):
 def scored(constraint, seed, value, **changes):
     flags = changes.pop("flags", ())
     init = changes.pop("init", "iso")
-    return record(
-        "toy", constraint, seed, flags=flags, init=init, metrics={EV: metric(value, "both", constraint, **changes)}
-    )
+    state = {key: changes.pop(key) for key in ("status", "error") if key in changes}
+    metrics = {EV: metric(value, "both", constraint, **changes)}
+    return record("toy", constraint, seed, flags=flags, init=init, metrics=metrics, **state)
 
 
 def test_mean_and_spread_by_hand():
@@ -311,7 +311,29 @@ def test_console_is_plain_where_there_is_no_terminal():
     text = stream.getvalue()
     assert text == console_text(sweep(records()), records(), notice="a demonstration, not evidence")
     assert text.isascii() and "0.820 +- 0.028" in text and "25 %" in text
-    assert "! failed: smol | frozen_encoder | seed 1: FloatingPointError" in text
+    assert "! failed: smol | batch_topk | frozen_encoder (seed 1): FloatingPointError" in text
+    assert re.search(r"^best twin +soft_frozen_decoder", text, re.MULTILINE)
+
+
+def test_one_error_of_many_cells_is_one_line():
+    cells = [
+        record("toy", name, seed, status="failed", error="mine: ValueError: boom")
+        for name in ("trained", "frozen_decoder")
+        for seed in (0, 1)
+    ]
+    text = console_text(sweep(cells), cells)
+    assert text.count("boom") == 1
+    assert "| trained (seed 0, 1), frozen_decoder (seed 0, 1): mine: ValueError: boom" in text
+
+
+def test_a_metric_that_failed_takes_no_other_score_along():
+    cells = [
+        scored("trained", 0, 0.8, floor=0.0, status="failed", error="mine: ValueError: boom"),
+        scored("frozen_decoder", 0, 0.4, floor=0.0, status="failed", error="mine: ValueError: boom"),
+    ]
+    found = row(cells, EV)
+    assert found.learned == pytest.approx(0.5) and entry(found, "trained").failed == ()
+    assert "0.800" in console_text(sweep(cells), cells)
 
 
 @pytest.mark.parametrize("options", [{}, {"no_color": True}])

@@ -203,7 +203,10 @@ def test_a_cell_that_fails_takes_no_other_along_and_runs_alone_once_mended(folde
     (site.root / "resume_fragile.py").write_text(fragile("pass"))
     outcome = run(folder)
     assert outcome.code == 0, outcome.err
-    assert "6 of them to do" in outcome.err, "two groups, of which one SAE each is missing, and its two scores"
+    assert outcome.err.count("4 SAEs, 1 of them to do") == 2
+    assert "20 tasks, 6 of them to do" in outcome.err, (
+        "two groups, of which one SAE each is missing, and its two scores"
+    )
     after = listing(folder / ".saebench" / "store")
     assert {name: after[name] for name in before} == before
     assert {cell["status"] for cell in cells(folder)} == {"done"}

@@ -269,6 +269,7 @@ def test_what_is_there_is_left_alone(tmp_path):
         ("gone-sae", [], "gone-sae: is there already"),
         ("new-sae", ["--directory", "file"], "--directory file: is no folder"),
         ("new-sae", ["--directory", "file/below"], "--directory file/below: is no folder"),
+        ("new-sae", ["--directory", "/proc/below"], "--directory /proc/below: cannot be written to"),
         ("new-sae", ["--kind", "architectur"], "'architectur' is no kind of plugin; did you mean 'architecture'?"),
     ):
         outcome = call("plugins", "new", name, "--kind", "metric", *options, cwd=tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,7 +13,6 @@ from saebench_core import (
     ConstraintConfig,
     ConstraintSpec,
     Json,
-    Randomised,
     Recipe,
     Role,
     SparseAutoencoder,
@@ -45,10 +44,9 @@ class AngularBand(Constraint):
     """``least <= cos(d_j, d_j at the start) <= most``, by exact projection after every step.
 
     A direction cannot stay lazily where it was drawn, as under a cap, and cannot go wherever it likes. One that
-    training does not move is pushed to the bound along a fixed axis.
+    training does not move is pushed to the bound along a fixed axis. A point between free and frozen, and no null by
+    itself: what a wide band leaves to learn may earn the score.
     """
-
-    randomises: ClassVar[frozenset[Randomised]] = frozenset({"decoder"})
 
     def __init__(self, config: AngularBandConfig) -> None:
         self.config = config

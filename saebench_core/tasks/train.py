@@ -122,7 +122,7 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
     inputs = GroupInputs(
         bench,
         statistics := load_statistics(bench, first, identity),
-        _scale(settings, statistics, first),
+        _scale(settings, statistics),
         bench.reader(first.backbone, identity, first.site, "calibration", settings.calibration_rows),
         bench.reader(first.backbone, identity, first.site, "evaluation", settings.evaluation_rows),
     )
@@ -133,14 +133,14 @@ def train(task: Task, bench: Workbench, identity: Mapping[str, Any], twins: Mapp
         raise GroupError(failures)
 
 
-def _scale(settings: TrainingSettings, statistics: Statistics, cell: Cell) -> float:
+def _scale(settings: TrainingSettings, statistics: Statistics) -> float:
     """Return what activations are divided by before training.
 
     Raises:
         InputError: if every row is zero, so that there is nothing to train on.
     """
     if not statistics.mean_square_norm > 0:
-        raise InputError(f"{cell.backbone.name} | {cell.site}: all activations are zero; there is nothing to train on")
+        raise InputError("all activations are zero; there is nothing to train on")
     return statistics.mean_square_norm**0.5 if settings.normalise == "mean_square" else 1.0
 
 

@@ -107,7 +107,16 @@ def test_plan_json(folder):
     assert set(document) == {"schema", "name", "environment", "cells", "tasks", "to_do"}
     assert len(document["cells"]) == 8
     assert set(document["cells"][0]) == {"cell_id", "label", "excluded", "d_in", "d_sae"}
-    assert set(document["tasks"][0]) == {"kind", "label", "cells", "done", "seconds", "memory_bytes", "disk_bytes"}
+    assert set(document["tasks"][0]) == {
+        "kind",
+        "label",
+        "cells",
+        "left",
+        "done",
+        "seconds",
+        "memory_bytes",
+        "disk_bytes",
+    }
     assert document["to_do"]["tasks"] == len(document["tasks"]) == 2 + 2 + 16
     assert document["environment"] == {"device": "cpu", "backbone_dtype": "fp32"}
 

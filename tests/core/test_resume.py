@@ -203,8 +203,8 @@ def test_a_cell_that_fails_takes_no_other_along_and_runs_alone_once_mended(folde
     (site.root / "resume_fragile.py").write_text(fragile("pass"))
     outcome = run(folder)
     assert outcome.code == 0, outcome.err
-    assert outcome.err.count("4 SAEs, 1 of them to do") == 2
-    assert "20 tasks, 6 of them to do" in outcome.err, (
+    assert outcome.err.count("5 SAEs, 1 of them to do") == 2
+    assert "24 tasks, 6 of them to do" in outcome.err, (
         "two groups, of which one SAE each is missing, and its two scores"
     )
     after = listing(folder / ".saebench" / "store")
@@ -235,7 +235,7 @@ def test_a_metric_that_fails_leaves_saes_and_other_scores(folder, site):
     (folder / "registry.yaml").write_text(TINY + "  - {type: flaky}\n")
     assert run(folder).code == 1
     for cell in cells(folder):
-        assert (cell["status"], cell["error"]) == ("failed", "RuntimeError: boom")
+        assert (cell["status"], cell["error"]) == ("failed", "flaky: RuntimeError: boom")
         assert "reconstruction/mse" in cell["metrics"]
         assert "flaky/value" not in cell["metrics"]
         assert cell["certificate"] is not None
@@ -250,14 +250,14 @@ def test_a_metric_that_fails_leaves_saes_and_other_scores(folder, site):
     assert {cell["metrics"]["flaky/value"]["value"] for cell in cells(folder)} == {0.5}
 
 
-def test_a_preparation_that_fails_names_itself_in_every_cell(folder, site):
+def test_a_preparation_that_fails_names_its_metric_in_every_cell(folder, site):
     source = metric("flaky").replace("        return Prepared()", "        raise RuntimeError('no data')")
     site.add("flaky-dist", {"resume_prepare": source})
     (folder / "registry.yaml").write_text(TINY + "  - {type: flaky, only: [toy]}\n")
     assert run(folder).code == 1
     for cell in cells(folder):
         assert cell["status"] == "failed"
-        assert cell["error"] == "prepare | flaky | toy | activations: RuntimeError: no data"
+        assert cell["error"] == "flaky: RuntimeError: no data"
 
 
 @pytest.mark.parametrize("value", ["1.5", "float('nan')"])

@@ -164,7 +164,7 @@ def test_a_metric_that_fails_is_an_error(twins, planted, tmp_path, monkeypatch):
         raise ValueError("a bad day")
 
     monkeypatch.setattr(ReconstructionMetric, "score", fail)
-    with pytest.raises(SaebenchError, match=r"^score: ValueError: a bad day$"):
+    with pytest.raises(SaebenchError, match=r"^score: reconstruction: ValueError: a bad day$"):
         sb.score(twins["trained", 0], activations=planted, workdir=tmp_path)
 
 

@@ -214,14 +214,14 @@ def test_an_l0_that_no_sae_can_have_is_refused(planted, tmp_path):
 def test_a_cell_that_fails_is_a_result(tmp_path):
     found = sb.train_twins(torch.zeros(400, 8), TOPK, ["trained", "frozen_decoder"], workdir=tmp_path, **SHORT)
     assert len(found.failed) == 2
-    with pytest.raises(SaebenchError, match=r"has no 'sae'; there are: none \(the loss became nan"):
+    with pytest.raises(SaebenchError, match=r"has no 'sae'; there are: none \(all activations are zero"):
         _ = found["trained"].sae
-    with pytest.raises(SaebenchError, match=r"has no 'certificate'.*the loss became nan"):
+    with pytest.raises(SaebenchError, match=r"has no 'certificate'.*all activations are zero"):
         _ = found["trained"].certificate
-    with pytest.raises(sb.InputError, match=r"no score.*there are: none.*the loss became nan"):
+    with pytest.raises(sb.InputError, match=r"no score.*there are: none.*all activations are zero"):
         found["trained"][EV]
     assert list(found.to_frame()["status"]) == ["failed", "failed"]
-    assert "failed: rows | trained | seed 0" in str(found)
+    assert "failed: rows | topk | trained (seed 0), frozen_decoder (seed 0)" in str(found)
 
 
 SCRIPT = """

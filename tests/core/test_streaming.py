@@ -313,7 +313,7 @@ def run(text, folder):
     Counting.computed.clear()
     errors = []
     bench = Workbench(store, catalog, ENVIRONMENT, CPU, quiet)
-    run_inline(plan, bench, Failures(folder), lambda task: None, lambda task, error: errors.append(error))
+    run_inline(plan, bench, Failures(folder), lambda task, left: None, lambda task, error: errors.append(error))
     assert set(errors) == {None}
     certificates = {
         (store.path("sae", product.key) / "certificate.json").read_text().split('"batch_order_sha256": ')[1][:66]

@@ -6,9 +6,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
-from typing import Final, final
+from typing import final
 
 import pluggy
 
@@ -26,8 +25,6 @@ from saebench_core.interfaces.entry import Kind
 from saebench_core.store import file_sha256
 
 __all__ = ["Hooks", "make_catalog"]
-
-_HERE: Final = str(Path(hookspecs.__file__).parent)
 
 
 @final
@@ -65,7 +62,8 @@ def make_catalog(choice: PluginChoice | None = None, hooks: Hooks | None = None)
         try:
             plugins.extend(_load(manager, hooks, origin))
         except (Exception, SystemExit) as error:  # a script without a main guard may call sys.exit
-            text = str(error) if isinstance(error, SaebenchError) else f"{type(error).__name__}: {error}{_place(error)}"
+            own = isinstance(error, SaebenchError)
+            text = str(error) if own else f"{type(error).__name__}: {error}{_place(error, origin)}"
             line, details = " ".join(text.split()), traceback.format_exc()
             failures.append(LoadFailure(origin.label, origin.distribution, origin.version, line, details))
     if not plugins and not failures:
@@ -80,13 +78,17 @@ def make_catalog(choice: PluginChoice | None = None, hooks: Hooks | None = None)
     return _without_duplicates(plugins, failures)
 
 
-def _place(error: BaseException) -> str:
-    """Return the file and line of a plugin that raised, for the end of a message; empty where it was none of its."""
+def _place(error: BaseException, origin: Origin) -> str:
+    """Return the last line of the plugin that an error came through, for the end of a message; empty if none."""
     if isinstance(error, SyntaxError):
         return ""  # says it itself
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    outside = [frame for frame in frames if not frame.filename.startswith(("<", _HERE)) and frame.line]
-    return f" ({outside[-1].filename}, line {outside[-1].lineno})" if outside else ""
+    top = origin.says.partition(":")[0].partition(".")[0]
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file, module = frame.f_code.co_filename, str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] == top or file == str(origin.path):
+            place = f" ({file}, line {line})"
+    return place
 
 
 def _load(manager: pluggy.PluginManager, hooks: Hooks, origin: Origin) -> list[Plugin]:

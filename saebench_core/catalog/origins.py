@@ -64,19 +64,15 @@ def origins(group: str, choice: PluginChoice) -> Iterator[Origin]:
         yield Origin(str(path), str(path), _content_version(path), partial(load_file, path), str(path), path=place)
 
 
-def check_blocks(group: str, names: Sequence[str], files: Sequence[str]) -> None:
+def check_blocks(group: str, names: Sequence[str], files: Sequence[Path]) -> None:
     """Refuse names that nothing installed has, and none of the files.
 
     Raises:
         InputError: with the nearest name.
     """
-    points = [
-        (distribution, f"{distribution}:{point.name}")
-        for distribution, _, point in map(_named, entry_points(group=group))
-    ]
-    known = sorted(
-        {name for pair in points for name in pair} | {name for file in files for name in (file, Path(file).name)}
-    )
+    known = [name for file in files for name in (str(file), file.name)]
+    for distribution, _, point in map(_named, entry_points(group=group)):
+        known += [distribution, f"{distribution}:{point.name}"]
     canonical = set(map(canonicalize_name, known))
     for name in (part.strip() for text in names for part in text.split(",")):
         if name and canonicalize_name(name) not in canonical:

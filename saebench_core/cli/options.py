@@ -74,11 +74,11 @@ def check_no_plugin(names: Sequence[str], files: Sequence[Path]) -> None:
     Raises:
         InputError: if nothing installed is called so.
     """
-    from saebench_core.catalog.choice import FILES_VARIABLE
+    from saebench_core.catalog import PluginChoice
     from saebench_core.catalog.origins import check_blocks
+    from saebench_core.hookspecs import PROJECT
 
-    named = filter(None, os.environ.get(FILES_VARIABLE, "").split(os.pathsep))
-    check_blocks("saebench", names, [*named, *map(str, files)])
+    check_blocks(PROJECT, names, PluginChoice.from_environment(files=files).files)
 
 
 def checked_files(paths: Sequence[Path]) -> list[str]:

@@ -241,8 +241,8 @@ def check_odd_sizes(subject: ArchitectureSubject) -> None:
     try:
         made = subject.pair.made(settings(2), l0=2.5)
         made.run(0, 2)
-    except InputError:
-        pass  # a refusal in words is one of the two right answers
+    except InputError as error:
+        demand(bool(str(error)), "a refusal without a word", "an InputError that says what is allowed")
     for count in (1, 0):
         codes = subject.sae.encode(raw_rows()[:count])
         demand_equal(f"rows of the codes of {count} rows", codes.selection.n_rows, count)

@@ -5,42 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
-import warnings
 from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
 
-import pluggy
 import pytest
 
-from saebench_core import __version__
-from saebench_core.catalog import Catalog, Hooks, PluginChoice, make_catalog
-from saebench_core.catalog.requirements import check_core_version
-from saebench_core.errors import InputError, PluginError
-from tests.helpers.distributions import Site, architecture, metric
+from saebench_core.catalog import PluginChoice, make_catalog
+from saebench_core.errors import InputError
+from tests.helpers.distributions import CORE_ARCHITECTURES, architecture, metric, the_failure
 from tests.helpers.registries import call
 
 ROOT = Path(__file__).parents[2]
-CORE_ARCHITECTURES = {
-    "batch_topk", "gated", "jumprelu", "matryoshka", "ortsae", "p_anneal", "pretrained", "relu", "topk",
-}  # fmt: skip
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    made = Site(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(made.root))
-    monkeypatch.delenv("SAEBENCH_LOAD_PLUGINS", raising=False)
-    monkeypatch.delenv("SAEBENCH_BLOCK_PLUGINS", raising=False)
-    yield made
-    made.forget()
-
-
-def the_failure(catalog, distribution="broken-dist"):
-    found = [failure for failure in catalog.failures if failure.distribution == distribution]
-    assert len(found) == 1, catalog.failures
-    assert set(catalog.names("architecture")) >= CORE_ARCHITECTURES, "the others are not harmed"
-    return found[0]
 
 
 def test_a_third_party_stands_beside_the_built_ins(site):
@@ -265,181 +241,6 @@ def test_the_same_name_in_another_kind_is_no_duplicate(site):
     assert catalog.failures == ()
     assert catalog.get("metric", "topk").distribution == "my-metric"
     assert catalog.get("architecture", "topk").distribution == "saebench-core"
-
-
-def test_a_distribution_that_needs_a_newer_core_is_refused_before_it_is_imported(site):
-    newer = ["numpy", "saebench-core>=9,<10"]
-    site.add("broken-dist", {"needs_newer": "raise SystemError('imported')\n"}, version="0.9", requires=newer)
-    site.add("good-dist", {"needs_this": architecture("good")}, requires=[f"saebench-core>={__version__}"])
-    catalog = make_catalog()
-    failure = the_failure(catalog)
-    assert failure.error == (
-        f"needs saebench-core<10,>=9, installed is {__version__}: upgrade it (pip install --upgrade "
-        f"'saebench-core<10,>=9'), or install a version of broken-dist for {__version__}"
-    )
-    assert "needs_newer" not in sys.modules
-    assert "good" in catalog.names("architecture")
-    assert catalog.notices == ()
-
-
-@pytest.mark.parametrize(
-    ("requires", "answer"),
-    [
-        ([], None),
-        (["saebench-core"], None),
-        (["Saebench_Core>=1.0"], None),
-        (["saebench-core>=1.2"], None),
-        (["saebench-core>=1.3"], "refused"),
-        (["saebench-core>1.2"], "refused"),
-        (["saebench-core~=1.3"], "refused"),
-        (["saebench-core==1.3.*"], "refused"),
-        (["saebench-core==2"], "refused"),
-        (["saebench-core>=1.3; python_version < '3'"], None),
-        (["saebench-core>=1.3; extra == 'new'"], None),
-        (["saebench-core-extras>=9", "not a requirement at all"], None),
-        (["saebench-core>=1.0,<1.2"], "notice"),
-        (["saebench-core==1.1"], "notice"),
-        (["saebench-core!=1.2"], "notice"),
-        (["saebench-core<1.2", "saebench-core>=1.3"], "refused"),
-        (["saebench-core>=1.3", "saebench-core<1.2"], "refused"),
-        (["saebench-core<1.2", "saebench-core<1.1"], "notice"),
-        (["saebench-core===some.build"], "notice"),
-        (["saebench-core===some.build", "saebench-core>=1.3"], "refused"),
-    ],
-)
-def test_which_requirements_are_met_by_core_1_2(requires, answer):
-    if answer == "refused":
-        with pytest.raises(PluginError, match=r"needs saebench-core.*, installed is 1\.2: upgrade it"):
-            check_core_version("some-dist", requires, "1.2")
-        return
-    notice = check_core_version("some-dist", requires, "1.2")
-    assert (notice is not None) is (answer == "notice")
-    if notice:
-        assert notice.startswith("was made for saebench-core")
-        assert notice.endswith(", installed is 1.2: look for a newer version of some-dist")
-
-
-def test_a_distribution_that_was_made_for_an_older_core_works_and_has_a_notice(site):
-    modules = {"made_for_older": architecture("mine") + metric("mine").replace("Config", "Other")}
-    modules["made_for_older"] = modules["made_for_older"].replace("MetricOther", "MetricConfig")
-    site.add("old-dist", modules, version="3", requires=["saebench-core<0.1"])
-    catalog = make_catalog()
-    assert catalog.failures == ()
-    (notice,) = catalog.notices
-    assert (notice.plugin, notice.distribution, notice.version) == ("old-dist:plugin", "old-dist", "3")
-    assert notice.text.startswith(f"was made for saebench-core<0.1, installed is {__version__}")
-    assert catalog.get("metric", "mine").notices == catalog.get("architecture", "mine").notices == (notice.text,)
-
-
-mark = pluggy.HookspecMarker("saebench")
-
-
-class Later:
-    """The hooks of a later version: one is deprecated, one has gained an argument and is to lose another."""
-
-    @mark(warn_on_impl=DeprecationWarning("register_metrics goes in 0.9;\n offer scores instead"))
-    def register_metrics(self):
-        pass
-
-    @mark(warn_on_impl_args={"settings": DeprecationWarning("the argument settings goes in 0.9")})
-    def register_architectures(self, settings, core):
-        pass
-
-
-LATER = {
-    "fewer arguments": (architecture("mine"), [], "a test's own"),
-    "the new argument": (
-        architecture("mine").replace("architectures()", "architectures(core)").replace('"a test\'s own"', "core"),
-        [],
-        "the core",
-    ),
-    "a deprecated argument": (
-        architecture("mine").replace("architectures()", "architectures(settings, core)").replace(
-            '"a test\'s own"', "core + settings"
-        ),
-        ["the argument settings goes in 0.9"],
-        "the core and settings",
-    ),
-    "a deprecated hook": (metric("mine"), ["register_metrics goes in 0.9; offer scores instead"], "a test's own"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", LATER)
-@pytest.mark.parametrize("filters", ["error", "ignore"])
-def test_hooks_may_grow_and_be_deprecated(site, case, filters):
-    source, notices, summary = LATER[case]
-    site.add("old-dist", {f"later_{list(LATER).index(case)}": source}, version="2")
-    hooks = Hooks(Later, {"settings": " and settings", "core": "the core"})
-    with warnings.catch_warnings():
-        warnings.simplefilter(filters)
-        catalog = make_catalog(PluginChoice(frozenset({"old-dist"}), frozenset({"saebench-core"})), hooks)
-    assert catalog.failures == ()
-    (plugin,) = catalog
-    assert plugin.spec.summary == summary
-    assert [(notice.plugin, notice.text) for notice in catalog.notices] == [("old-dist:plugin", n) for n in notices]
-    assert list(plugin.notices) == notices
-
-
-def test_a_hook_of_a_later_version_is_told_from_a_misspelt_one_by_name(site):
-    later = architecture("mine").replace(HOOK, "def register_objectives():")
-    site.add("broken-dist", {"later_hook": later})
-    assert the_failure(make_catalog()).error.startswith("unknown hook 'register_objectives'")
-
-
-def origins(catalog: Catalog) -> set[str]:
-    return {plugin.distribution for plugin in catalog}
-
-
-@pytest.mark.parametrize(
-    ("variable", "loaded"),
-    [
-        ("", {"saebench-core"}),
-        ("one-dist", {"saebench-core", "one-dist"}),
-        (" one-dist , two-dist", {"saebench-core", "one-dist", "two-dist"}),
-        ("One_Dist", {"saebench-core", "one-dist"}),
-        ("two-dist:plugin", {"saebench-core", "two-dist"}),
-        ("two-dist:other", {"saebench-core"}),
-    ],
-)
-def test_allow_list(site, monkeypatch, variable, loaded):
-    for name in ("one", "two"):
-        site.add(f"{name}-dist", {f"allow_{name}": architecture(name)})
-    monkeypatch.setenv("SAEBENCH_LOAD_PLUGINS", variable)
-    catalog = make_catalog()
-    assert origins(catalog) == loaded
-    assert set(catalog.names("architecture")) >= CORE_ARCHITECTURES
-
-
-def test_a_distribution_that_is_not_admitted_is_not_even_imported(site, monkeypatch):
-    site.add("broken-dist", {"never_imported": "raise SystemError('imported')\n"})
-    monkeypatch.setenv("SAEBENCH_LOAD_PLUGINS", "")
-    assert make_catalog().failures == ()
-    monkeypatch.delenv("SAEBENCH_LOAD_PLUGINS")
-    assert "imported" in the_failure(make_catalog()).error
-
-
-@pytest.mark.parametrize("how", ["environment", "option", "both"])
-def test_block_list(site, monkeypatch, how):
-    for name in ("one", "two", "three"):
-        site.add(f"{name}-dist", {f"block_{name}": architecture(name)})
-    option = []
-    if how != "option":
-        monkeypatch.setenv("SAEBENCH_BLOCK_PLUGINS", "one-dist, TWO_dist" if how == "environment" else "one-dist")
-    if how != "environment":
-        option = ["two-dist:plugin"] + (["one-dist"] if how == "option" else [])
-    catalog = make_catalog(PluginChoice.from_environment(option))
-    assert origins(catalog) == {"saebench-core", "three-dist"}
-
-
-def test_the_cores_own_can_be_blocked(site):
-    catalog = make_catalog(PluginChoice(block=frozenset({"saebench-core:architecture-topk"})))
-    assert set(catalog.names("architecture")) == CORE_ARCHITECTURES - {"topk"}
-
-
-def test_nothing_installed_is_told():
-    catalog = make_catalog(PluginChoice(block=frozenset({"saebench-core"})))
-    assert list(catalog) == []
-    assert "pip install -e ." in catalog.failures[0].error
 
 
 def test_order_is_sorted_whatever_the_order_of_installation(site):

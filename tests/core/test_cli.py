@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.helpers.distributions import Site, architecture, metric
+from tests.helpers.distributions import architecture, metric
 from tests.helpers.registries import TINY, call, changed, command, environment, listing, process, spawn
 
 CELL_KEYS = {
@@ -51,14 +51,6 @@ def ran(tmp_path_factory):
     outcome = call("run", "--no-tracking", cwd=folder)
     assert outcome.code == 0, outcome.err
     return folder, outcome
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    made = Site(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(made.root))
-    yield made
-    made.forget()
 
 
 COMMANDS = [

@@ -11,7 +11,7 @@ from saebench_core.catalog import make_catalog
 from saebench_core.catalog.describing import describe, scores_of
 from saebench_core.errors import InputError
 from saebench_core.interfaces.entry import Kind
-from tests.helpers.distributions import Site, architecture, metric
+from tests.helpers.distributions import architecture, metric
 from tests.helpers.registries import built_in, call
 
 KEYS = {
@@ -19,14 +19,6 @@ KEYS = {
     "constraint", "metric", "unknown",
 }  # fmt: skip
 PLUGINS = [(plugin.kind, plugin.name) for plugin in built_in()]
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    made = Site(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(made.root))
-    yield made
-    made.forget()
 
 
 def info(*words, cwd):

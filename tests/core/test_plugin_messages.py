@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from saebench_core.catalog import make_catalog
-from tests.helpers.distributions import Site, architecture
+from saebench_core.catalog import PluginChoice, make_catalog
+from tests.helpers.distributions import architecture
 from tests.helpers.registries import call
-
-
-@pytest.fixture
-def site(tmp_path, monkeypatch):
-    made = Site(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(made.root))
-    yield made
-    made.forget()
 
 
 def test_of_many_failures_the_one_that_is_asked_for_is_told(site, tmp_path):
@@ -26,6 +20,17 @@ def test_of_many_failures_the_one_that_is_asked_for_is_told(site, tmp_path):
     assert f"({site.root / 'second_module.py'}, line " in told
     assert "nothing_called_first" not in told and told.endswith("2 others (see: saebench plugins list)")
     assert catalog.failed("mine") == "; failed to load: 3 plugins (see: saebench plugins list)"
+
+
+def test_the_line_of_the_plugin_is_told_not_that_of_a_library(site, tmp_path, monkeypatch):
+    site.add("calling-dist", {"calling_module": "import json\n\njson.loads('{')\n"})
+    site.add("missing-dist", {}, {"plugin": "no_module_of_this_name"})
+    (tmp_path / "mine.py").write_text("x = 1\nx.nothing\n")
+    monkeypatch.chdir(tmp_path)
+    errors = {one.distribution: one.error for one in make_catalog(PluginChoice(files=(Path("mine.py"),))).failures}
+    assert errors["calling-dist"].endswith(f"({site.root / 'calling_module.py'}, line 3)")
+    assert errors["missing-dist"] == "ModuleNotFoundError: No module named 'no_module_of_this_name'"
+    assert errors["mine.py"].endswith(f"({tmp_path / 'mine.py'}, line 2)")
 
 
 @pytest.mark.parametrize("name", ["nosuch", "saebench-cor", "saebench-core:nosuch"])

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from saebench_core.catalog import Catalog, LoadFailure
+
 ARCHITECTURE = """
 from typing import Literal
 
@@ -112,3 +114,17 @@ def architecture(name: str) -> str:
 def metric(name: str) -> str:
     """Return the source of a plugin with one metric."""
     return METRIC.replace("NAME", name)
+
+
+CORE_ARCHITECTURES = {
+    "batch_topk", "gated", "jumprelu", "matryoshka", "ortsae", "p_anneal", "pretrained", "relu", "topk",
+}  # fmt: skip
+"""What comes with the core."""
+
+
+def the_failure(catalog: Catalog, distribution: str = "broken-dist") -> LoadFailure:
+    """Return the one load failure of a distribution; the core's own plugins are not harmed by it."""
+    found = [failure for failure in catalog.failures if failure.distribution == distribution]
+    assert len(found) == 1, catalog.failures
+    assert set(catalog.names("architecture")) >= CORE_ARCHITECTURES, "the others are not harmed"
+    return found[0]

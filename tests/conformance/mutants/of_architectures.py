@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from saebench_plugins.architectures.batch_topk import BatchTopKConfig
 
+from saebench_core.errors import InputError
 from saebench_core.interfaces.architecture import Architecture
 from saebench_core.kernels import Selected, Selection
 from saebench_core.objectives import Objective, Reconstruction, Term, WeightedTerm
@@ -142,6 +143,12 @@ class Counting(Term):
 def fractional(recipe, shape):
     if shape.l0 != round(shape.l0):
         raise ValueError("no fractions")
+    return recipe
+
+
+def wordless(recipe, shape):
+    if shape.l0 != round(shape.l0):
+        raise InputError
     return recipe
 
 
@@ -296,6 +303,7 @@ MUTANTS = [
     broken("another threshold in the file", "check_round_trip_through_safetensors", "batch_topk",
            with_rule(lambda s: OtherThreshold(s.l0)), "after saving"),
     broken("no fractional L0", "check_odd_sizes", "batch_topk", fractional, "ValueError"),
+    broken("no fractional L0, no word", "check_odd_sizes", "batch_topk", wordless, "without a word"),
     broken("norms the decoder itself", "check_every_constraint_holds", "batch_topk", with_rule(lambda s: Renorms(s.l0)),
            "batch_topk under frozen_decoder"),
     pretrained("sizes swapped", "check_header_is_true", {"shape": swapped}, "(12, 24)"),

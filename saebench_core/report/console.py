@@ -87,13 +87,15 @@ def _rich(comparison: Comparison) -> RenderableType:
     from rich.text import Text
 
     table = Table(title=Text(_title(comparison)), title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in comparison.rows:
-        table.add_column(Text(row.score.replace("/", "/\n", 1)), justify="right", vertical="bottom")  # narrow columns
+        header = Text(row.score.replace("/", "/\n", 1))  # narrow columns
+        table.add_column(header, justify="right", overflow="fold")
     body, count = _cells(comparison), len(comparison.constraints)
     for index, line in enumerate(body):
         style = "bold" if index == 0 else ("dim" if index >= count else "")
-        table.add_row(*map(Text, line), style=style, end_section=index == count - 1)
+        cells = [line[0], *("_\n".join(cell.rsplit("_", 1)) for cell in line[1:])]  # names of twins are long
+        table.add_row(*map(Text, cells), style=style, end_section=index == count - 1)
     return table
 
 

@@ -345,6 +345,14 @@ def test_console_table_on_a_terminal(options):
     assert "0.820 ± 0.028" in text and "0.290 ± 0.014 *" in text and MSE not in text
 
 
+def test_a_narrow_terminal_loses_nothing():
+    stream = io.StringIO()
+    show(Console(file=stream, force_terminal=True, width=72, no_color=True), sweep(records()), records())
+    text = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "soft_frozen_decoder" in text and "earned by learning" in text
+
+
 def test_console_does_not_read_names_as_markup():
     stream = io.StringIO()
     cells = [record("toy", "trained", 0, site="[red]layers[/red]")]

@@ -118,7 +118,7 @@ def matched(cosines: Float[Tensor, "n_features d_sae"]) -> tuple[Float[Tensor, "
 
 def uniqueness(cosines: Float[Tensor, "n_features d_sae"]) -> float:
     """Return the number of features that are some latent's closest, divided by the number of latents."""
-    distinct: Tensor = torch.unique(cosines.argmax(dim=0))  # type: ignore[no-untyped-call]
+    distinct: Tensor = torch.unique(cosines.argmax(dim=0))
     return distinct.numel() / cosines.shape[1]
 
 

@@ -36,8 +36,8 @@ def log10_cap_bound(d_in: int, tau: float) -> float:
 def log10_cap(d_in: int, tau: float) -> float:
     """Return log10 of the exact share of unit vectors with a cosine of at least ``tau`` with a direction.
 
-    The share is half the regularised incomplete beta function ``I_{1 - tau^2}((d_in - 1) / 2, 1 / 2)``. Where that underflows,
-    its hypergeometric series is summed, which has positive terms only.
+    The share is half the regularised incomplete beta function ``I_{1 - tau^2}((d_in - 1) / 2, 1 / 2)``. Where that
+    underflows, its hypergeometric series is summed, which has positive terms only.
 
     Args:
         d_in: dimensions, at least 2.

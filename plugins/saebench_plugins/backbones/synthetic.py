@@ -1,19 +1,18 @@
 """Synthetic activations with known features (paper section 3.1, appendix B).
 
-``x = sum_i b_i c_i f_i`` with ``f_i`` uniform on the sphere, ``b_i ~ Bernoulli(p_i)`` independent and
-``c_i ~ LogNormal(0, sigma)``, drawn anew for every row and feature.
+``x = bias + sum_i b_i c_i f_i + noise`` with ``f_i`` uniform on the sphere, ``b_i ~ Bernoulli(p_i)`` independent and
+``c_i ~ LogNormal(0, sigma)``, drawn anew for every row and feature. The paper's world has neither bias nor noise.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from scipy.sparse import csc_array
 from torch import Tensor
 
@@ -25,39 +24,17 @@ from saebench_core import (
     BackboneSpec,
     Codes,
     Context,
-    Model,
     Selection,
     Split,
     hookimpl,
     named_generator,
 )
+from saebench_plugins.backbones._directions import Orthogonalisation, pushed_apart, random_directions
+from saebench_plugins.backbones._frequencies import LogUniformProbability, Probability
+from saebench_plugins.backbones._magnitudes import RectifiedNormal, Strength
 
 _BLOCK = 4096
 """Rows of a block: drawn together from one generator, so that rows do not depend on how they are cut."""
-
-
-class ConstantProbability(Model):
-    """Every feature fires equally often."""
-
-    type: Literal["constant"] = "constant"
-    p: float = Field(gt=0, lt=1, description="Probability to fire in a row.")
-
-
-class LogUniformProbability(Model):
-    """Probabilities drawn once per feature, uniform in their logarithm."""
-
-    type: Literal["log_uniform"] = "log_uniform"
-    low: float = Field(gt=0, lt=1, description="Smallest probability.")
-    high: float = Field(gt=0, lt=1, description="Largest probability.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LogUniformProbability:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
-        return self
-
-
-Probability = Annotated[ConstantProbability | LogUniformProbability, Field(discriminator="type")]
 
 
 class SyntheticConfig(BackboneConfig):
@@ -70,6 +47,10 @@ class SyntheticConfig(BackboneConfig):
         LogUniformProbability(low=10**-5.5, high=10**-1.2), description="How often features fire."
     )
     lognormal_sigma: NonNegativeFloat = Field(0.25, description="Sigma of the log-normal magnitudes.")
+    magnitude: RectifiedNormal | None = Field(None, description="Other magnitudes in place of log-normal ones.")
+    bias_norm: NonNegativeFloat = Field(0.0, description="Norm of a vector that is added to every row.")
+    noise: NonNegativeFloat = Field(0.0, description="Standard deviation of each coordinate's normal noise.")
+    orthogonalise: Orthogonalisation | None = Field(None, description="Push the features' directions apart.")
 
 
 class _Block(NamedTuple):
@@ -96,45 +77,37 @@ class Synthetic(Backbone):
         self._device = torch.device("cpu")
         self._features: Tensor | None = None
         self._probabilities: Tensor | None = None
+        self._strength: Strength | None = None
+        self._bias: Tensor | None = None
 
     def describe(self) -> BackboneDescription:
         """Return the one site and the sizes."""
         config = self.config
+        expected = config.probability.expected_sum(config.n_features)
         return BackboneDescription(
             modality="synthetic",
             sites={self.site: config.d_in},
             regenerates=True,
             memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in,
-            seconds_per_row=1e-7 + 1e-8 * self._expected_l0() * (1 + config.d_in / 100),
-            facts={"n_features": config.n_features, "expected_l0": round(self._expected_l0(), 3)},
+            seconds_per_row=1e-7 + 1e-8 * expected * (1 + config.d_in / 100),
+            facts={"n_features": config.n_features, "expected_l0": round(expected, 3)},
         )
 
-    def _expected_l0(self) -> float:
-        probability = self.config.probability
-        if isinstance(probability, ConstantProbability):
-            return probability.p * self.config.n_features
-        if probability.low == probability.high:
-            return probability.low * self.config.n_features
-        mean = (probability.high - probability.low) / math.log(probability.high / probability.low)
-        return mean * self.config.n_features
-
     def prepare(self, context: Context) -> None:
-        """Draw features and probabilities."""
+        """Draw directions and probabilities, strengths and bias where there are any."""
         config = self.config
         self._device = context.device
-        generator = named_generator(config.seed, "synthetic", "features")
-        features = torch.randn(config.n_features, config.d_in, generator=generator, device="cpu")
-        self._features = torch.nn.functional.normalize(features, dim=1)
-        self._probabilities = self._draw_probabilities()
+        count = config.n_features
+        features = random_directions(count, config.d_in, self._generator("features"))
+        self._features = features if config.orthogonalise is None else pushed_apart(features, config.orthogonalise)
+        self._probabilities = config.probability.draw(count, self._generator("probabilities"))
+        if config.magnitude is not None:
+            self._strength = config.magnitude.strength(count, self._generator("magnitudes"))
+        if config.bias_norm > 0:
+            self._bias = config.bias_norm * random_directions(1, config.d_in, self._generator("bias"))[0]
 
-    def _draw_probabilities(self) -> Tensor:
-        probability, count = self.config.probability, self.config.n_features
-        if isinstance(probability, ConstantProbability):
-            return torch.full((count,), probability.p, dtype=torch.float64, device="cpu")
-        generator = named_generator(self.config.seed, "synthetic", "probabilities")
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
-        low, high = math.log(probability.low), math.log(probability.high)
-        return torch.exp(low + (high - low) * uniform)
+    def _generator(self, *roles: str | int) -> torch.Generator:
+        return named_generator(self.config.seed, "synthetic", *roles)
 
     def features(self) -> Float[Tensor, "n_features d_in"]:
         """Return the unit-norm feature directions.
@@ -170,7 +143,7 @@ class Synthetic(Backbone):
         """
         if self._probabilities is None:
             raise RuntimeError("the synthetic backbone is not prepared")
-        generator = named_generator(self.config.seed, "synthetic", split, index)
+        generator = self._generator(split, index)
         rates = -torch.log1p(-self._probabilities) * _BLOCK
         points = torch.poisson(rates, generator=generator).numpy().astype(np.int32)
         ends = np.zeros(points.size + 1, dtype=np.int32)
@@ -182,9 +155,21 @@ class Synthetic(Backbone):
         np.equal(cols[1:], cols[:-1], out=repeated[1:])
         repeated[starts[:-1][starts[:-1] < cols.size]] = False  # the first of a row follows another row's last
         bounds = starts - np.concatenate([[0], repeated.cumsum()])[starts]
-        normal = torch.randn(int(bounds[-1]), generator=generator, device="cpu")
-        values = torch.exp(self.config.lognormal_sigma * normal)
-        return _Block(torch.from_numpy(bounds.astype(np.int64)), torch.from_numpy(cols[~repeated]).long(), values)
+        drawn = _Block(
+            torch.from_numpy(bounds.astype(np.int64)),
+            torch.from_numpy(cols[~repeated]).long(),
+            torch.randn(int(bounds[-1]), generator=generator, device="cpu"),
+        )
+        return self._with_magnitudes(drawn)
+
+    def _with_magnitudes(self, drawn: _Block) -> _Block:
+        """Turn standard normal values into magnitudes; entries that come out as zero are left out."""
+        if self._strength is None:
+            return drawn._replace(values=torch.exp(self.config.lognormal_sigma * drawn.values))
+        values = torch.relu(self._strength.mean[drawn.cols] + self._strength.std[drawn.cols] * drawn.values)
+        active = values > 0
+        before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), active.cumsum(0)])
+        return _Block(before[drawn.bounds], drawn.cols[active], values[active])
 
     def _codes(self, split: Split, index: int, first: int, last: int) -> Codes:
         block = self._block(split, index)
@@ -217,8 +202,19 @@ class Synthetic(Backbone):
                 bounds[:-1] - bounds[0],
                 mode="sum",
                 per_sample_weights=block.values[inside],
-            ).to(self._device)
+            )
+            x = self._shifted(x, split, index, first, last).to(self._device)
             yield ActivationBatch(x, x)
+
+    def _shifted(self, x: Tensor, split: Split, index: int, first: int, last: int) -> Tensor:
+        """Add bias and noise to rows of a block; the noise is the whole block's, so it does not depend on the cut."""
+        if self._bias is not None:
+            x = x + self._bias
+        if self.config.noise > 0:
+            generator = self._generator("noise", split, index)
+            drawn = torch.randn(_BLOCK, self.config.d_in, generator=generator, device="cpu")
+            x = x + self.config.noise * drawn[first:last]
+        return x
 
 
 def _cuts(start: int, rows: int) -> Iterator[tuple[int, int, int]]:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeFloat, PositiveInt
-from scipy.sparse import csc_array
 from torch import Tensor
 
 from saebench_core import (
@@ -29,7 +27,9 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
+from saebench_plugins.backbones._correlations import Correlation, Dependence
 from saebench_plugins.backbones._directions import Orthogonalisation, pushed_apart, random_directions
+from saebench_plugins.backbones._firing import fire_independently
 from saebench_plugins.backbones._frequencies import LogUniformProbability, Probability
 from saebench_plugins.backbones._magnitudes import RectifiedNormal, Strength
 
@@ -46,6 +46,7 @@ class SyntheticConfig(BackboneConfig):
     probability: Probability = Field(
         LogUniformProbability(low=10**-5.5, high=10**-1.2), description="How often features fire."
     )
+    correlation: Correlation | None = Field(None, description="Let features fire together; null: independently.")
     lognormal_sigma: NonNegativeFloat = Field(0.25, description="Sigma of the log-normal magnitudes.")
     magnitude: RectifiedNormal | None = Field(None, description="Other magnitudes in place of log-normal ones.")
     bias_norm: NonNegativeFloat = Field(0.0, description="Norm of a vector that is added to every row.")
@@ -78,6 +79,7 @@ class Synthetic(Backbone):
         self._features: Tensor | None = None
         self._probabilities: Tensor | None = None
         self._strength: Strength | None = None
+        self._dependence: Dependence | None = None
         self._bias: Tensor | None = None
 
     def describe(self) -> BackboneDescription:
@@ -101,6 +103,8 @@ class Synthetic(Backbone):
         features = random_directions(count, config.d_in, self._generator("features"))
         self._features = features if config.orthogonalise is None else pushed_apart(features, config.orthogonalise)
         self._probabilities = config.probability.draw(count, self._generator("probabilities"))
+        if config.correlation is not None:
+            self._dependence = config.correlation.draw(count, self._generator("correlation"))
         if config.magnitude is not None:
             self._strength = config.magnitude.strength(count, self._generator("magnitudes"))
         if config.bias_norm > 0:
@@ -134,33 +138,16 @@ class Synthetic(Backbone):
         return None
 
     def _block(self, split: Split, index: int) -> _Block:
-        """Draw a block.
-
-        A Bernoulli(p) is a Poisson(-log(1 - p)) that is not zero, so the active entries are the distinct places
-        of a Poisson number of points: exact, and the work grows with the number of active entries only. Points are
-        drawn feature by feature; as a sparse matrix by columns they come into rows in linear time, where sorting
-        them was half of the whole cost.
-        """
+        """Draw a block: which features fire in which rows, then how strongly."""
         if self._probabilities is None:
             raise RuntimeError("the synthetic backbone is not prepared")
         generator = self._generator(split, index)
-        rates = -torch.log1p(-self._probabilities) * _BLOCK
-        points = torch.poisson(rates, generator=generator).numpy().astype(np.int32)
-        ends = np.zeros(points.size + 1, dtype=np.int32)
-        np.cumsum(points, out=ends[1:])
-        row = torch.randint(_BLOCK, (int(ends[-1]),), generator=generator, device="cpu").numpy().astype(np.int32)
-        by_row = csc_array((np.ones(row.size, np.int8), row, ends), shape=(_BLOCK, points.size)).tocsr()
-        cols, starts = by_row.indices, by_row.indptr
-        repeated = np.zeros(cols.size, dtype=bool)
-        np.equal(cols[1:], cols[:-1], out=repeated[1:])
-        repeated[starts[:-1][starts[:-1] < cols.size]] = False  # the first of a row follows another row's last
-        bounds = starts - np.concatenate([[0], repeated.cumsum()])[starts]
-        drawn = _Block(
-            torch.from_numpy(bounds.astype(np.int64)),
-            torch.from_numpy(cols[~repeated]).long(),
-            torch.randn(int(bounds[-1]), generator=generator, device="cpu"),
-        )
-        return self._with_magnitudes(drawn)
+        if self._dependence is None:
+            fired = fire_independently(self._probabilities, _BLOCK, generator)
+        else:
+            fired = self._dependence.fire(self._probabilities, _BLOCK, generator)
+        normal = torch.randn(fired.cols.numel(), generator=generator, device="cpu")
+        return self._with_magnitudes(_Block(fired.bounds, fired.cols, normal))
 
     def _with_magnitudes(self, drawn: _Block) -> _Block:
         """Turn standard normal values into magnitudes; entries that come out as zero are left out."""

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import (
@@ -31,6 +32,7 @@ from saebench_plugins.backbones._correlations import Correlation, Dependence
 from saebench_plugins.backbones._directions import Orthogonalisation, pushed_apart, random_directions
 from saebench_plugins.backbones._firing import fire_independently
 from saebench_plugins.backbones._frequencies import LogUniformProbability, Probability
+from saebench_plugins.backbones._hierarchy import Forest, Hierarchy
 from saebench_plugins.backbones._magnitudes import RectifiedNormal, Strength
 
 _BLOCK = 4096
@@ -47,11 +49,21 @@ class SyntheticConfig(BackboneConfig):
         LogUniformProbability(low=10**-5.5, high=10**-1.2), description="How often features fire."
     )
     correlation: Correlation | None = Field(None, description="Let features fire together; null: independently.")
+    hierarchy: Hierarchy | None = Field(None, description="Let features fire only where a parent does.")
     lognormal_sigma: NonNegativeFloat = Field(0.25, description="Sigma of the log-normal magnitudes.")
     magnitude: RectifiedNormal | None = Field(None, description="Other magnitudes in place of log-normal ones.")
     bias_norm: NonNegativeFloat = Field(0.0, description="Norm of a vector that is added to every row.")
     noise: NonNegativeFloat = Field(0.0, description="Standard deviation of each coordinate's normal noise.")
     orthogonalise: Orthogonalisation | None = Field(None, description="Push the features' directions apart.")
+
+    @model_validator(mode="after")
+    def _roomy(self) -> SyntheticConfig:
+        if self.hierarchy is not None and self.hierarchy.size > self.n_features:
+            raise ValueError(
+                f"the hierarchy has {self.hierarchy.size} features, n_features is {self.n_features}; "
+                "give fewer roots, a smaller branching or depth, or more features"
+            )
+        return self
 
 
 class _Block(NamedTuple):
@@ -80,6 +92,8 @@ class Synthetic(Backbone):
         self._probabilities: Tensor | None = None
         self._strength: Strength | None = None
         self._dependence: Dependence | None = None
+        self._forest: Forest | None = None
+        self._marginals: Tensor | None = None
         self._bias: Tensor | None = None
 
     def describe(self) -> BackboneDescription:
@@ -103,12 +117,23 @@ class Synthetic(Backbone):
         features = random_directions(count, config.d_in, self._generator("features"))
         self._features = features if config.orthogonalise is None else pushed_apart(features, config.orthogonalise)
         self._probabilities = config.probability.draw(count, self._generator("probabilities"))
+        if config.hierarchy is not None:
+            self._forest = config.hierarchy.grow(count, self._generator("hierarchy"))
+            if config.hierarchy.compensate:
+                self._probabilities = self._forest.compensated(self._probabilities)
         if config.correlation is not None:
             self._dependence = config.correlation.draw(count, self._generator("correlation"))
         if config.magnitude is not None:
             self._strength = config.magnitude.strength(count, self._generator("magnitudes"))
+        self._marginals = self._firing_rates(self._probabilities)
         if config.bias_norm > 0:
             self._bias = config.bias_norm * random_directions(1, config.d_in, self._generator("bias"))[0]
+
+    def _firing_rates(self, drawn: Tensor) -> Tensor:
+        """Return how often features fire: what is rectified away, or has no parent, does not."""
+        if self._strength is not None:
+            drawn = drawn * torch.special.ndtr(self._strength.mean.double() / self._strength.std.double())
+        return drawn if self._forest is None else self._forest.marginals(drawn)
 
     def _generator(self, *roles: str | int) -> torch.Generator:
         return named_generator(self.config.seed, "synthetic", *roles)
@@ -124,14 +149,14 @@ class Synthetic(Backbone):
         return self._features.to(self._device)
 
     def probabilities(self) -> Float[Tensor, " n_features"]:
-        """Return each feature's probability to fire.
+        """Return how often each feature fires; with a hierarchy, as if there were no correlation.
 
         Raises:
             RuntimeError: before `prepare`.
         """
-        if self._probabilities is None:
+        if self._marginals is None:
             raise RuntimeError("the synthetic backbone is not prepared")
-        return self._probabilities.to(self._device, torch.float32)
+        return self._marginals.to(self._device, torch.float32)
 
     def rows_available(self, site: str, split: Split) -> int | None:
         """Rows never end."""
@@ -147,16 +172,36 @@ class Synthetic(Backbone):
         else:
             fired = self._dependence.fire(self._probabilities, _BLOCK, generator)
         normal = torch.randn(fired.cols.numel(), generator=generator, device="cpu")
-        return self._with_magnitudes(_Block(fired.bounds, fired.cols, normal))
+        block = self._with_magnitudes(_Block(fired.bounds, fired.cols, normal))
+        return block if self._forest is None else self._pruned(block, self._forest, generator)
+
+    def _pruned(self, block: _Block, forest: Forest, generator: torch.Generator) -> _Block:
+        """Leave out what has no parent in its row, and all but one of exclusive siblings."""
+        rows = torch.arange(_BLOCK, device="cpu").repeat_interleave(block.bounds.diff())
+        priority = torch.rand(block.cols.numel(), generator=generator, dtype=torch.float64, device="cpu")
+        active, above = forest.prune(rows, block.cols, priority)
+        values = block.values
+        if self.config.hierarchy is not None and self.config.hierarchy.scale_by_parent:
+            values = self._scaled(block, forest, above)
+        return _kept(block._replace(values=values), active)
+
+    def _scaled(self, block: _Block, forest: Forest, above: Tensor) -> Tensor:
+        """Multiply entries by their parent's value over its mean, from the roots on."""
+        values = block.values.clone()
+        mean = self._strength.mean if self._strength is not None else None
+        usual = math.exp(self.config.lognormal_sigma**2 / 2)
+        for first, last in forest.levels[1:]:
+            here = ((block.cols >= first) & (block.cols < last) & (above >= 0)).nonzero()[:, 0]
+            parents = block.cols[above[here]]
+            values[here] *= values[above[here]] / (mean[parents] if mean is not None else usual)
+        return values
 
     def _with_magnitudes(self, drawn: _Block) -> _Block:
         """Turn standard normal values into magnitudes; entries that come out as zero are left out."""
         if self._strength is None:
             return drawn._replace(values=torch.exp(self.config.lognormal_sigma * drawn.values))
         values = torch.relu(self._strength.mean[drawn.cols] + self._strength.std[drawn.cols] * drawn.values)
-        active = values > 0
-        before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), active.cumsum(0)])
-        return _Block(before[drawn.bounds], drawn.cols[active], values[active])
+        return _kept(drawn._replace(values=values), values > 0)
 
     def _codes(self, split: Split, index: int, first: int, last: int) -> Codes:
         block = self._block(split, index)
@@ -202,6 +247,11 @@ class Synthetic(Backbone):
             drawn = torch.randn(_BLOCK, self.config.d_in, generator=generator, device="cpu")
             x = x + self.config.noise * drawn[first:last]
         return x
+
+
+def _kept(block: _Block, active: Tensor) -> _Block:
+    before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), active.cumsum(0)])
+    return _Block(before[block.bounds], block.cols[active], block.values[active])
 
 
 def _cuts(start: int, rows: int) -> Iterator[tuple[int, int, int]]:

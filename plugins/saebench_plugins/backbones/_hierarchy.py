@@ -87,7 +87,7 @@ class Forest:
         return drawn.clamp(max=_CERTAIN)
 
     def marginals(self, drawn: Float[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
-        """Return how often features fire, if they are drawn independently with these probabilities.
+        """Return how often features fire that are drawn independently with these probabilities.
 
         One of B + 1 exclusive siblings stays with probability 1 / (B + 1), the integral of ``s^B`` over [0, 1]; the mean
         is the integral of ``prod_j (1 - q_j + q_j s)`` over the others, a polynomial: Gauss' rule is exact.

@@ -89,8 +89,8 @@ class Forest:
     def marginals(self, drawn: Float[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
         """Return how often features fire that are drawn independently with these probabilities.
 
-        One of B + 1 exclusive siblings stays with probability 1 / (B + 1), the integral of ``s^B`` over [0, 1]; the mean
-        is the integral of ``prod_j (1 - q_j + q_j s)`` over the others, a polynomial: Gauss' rule is exact.
+        One of B + 1 exclusive siblings stays with probability 1 / (B + 1), the integral of ``s^B`` over [0, 1]; its
+        mean is the integral of ``prod_j (1 - q_j + q_j s)`` over the others, a polynomial: Gauss' rule is exact.
         """
         found = drawn.clone()
         for parent, children in self._families():

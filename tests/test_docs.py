@@ -164,6 +164,16 @@ def test_the_examples_in_python_print_what_the_page_says(tmp_path, monkeypatch, 
     assert [path.name for path in tmp_path.iterdir()] == [".saebench"]
 
 
+def test_the_examples_of_the_theory_print_what_the_page_says(capsys):
+    page = (DOCS / "theory.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == len(blocks(page, "python")) == 3
+    names = {}
+    for source, shown in examples:
+        exec(source, names)
+        assert capsys.readouterr().out == shown
+
+
 def test_the_example_in_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "registry.yaml").write_text(TINY)

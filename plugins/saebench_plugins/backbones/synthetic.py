@@ -1,20 +1,18 @@
 """Synthetic activations with known features (paper section 3.1, appendix B).
 
-``x = sum_i b_i c_i f_i`` with ``f_i`` uniform on the sphere, ``b_i ~ Bernoulli(p_i)`` independent and
-``c_i ~ LogNormal(0, sigma)``, drawn anew for every row and feature.
+``x = bias + sum_i b_i c_i f_i + noise`` with ``f_i`` uniform on the sphere, ``b_i ~ Bernoulli(p_i)`` independent and
+``c_i ~ LogNormal(0, sigma)``, drawn anew for every row and feature. The paper's world has neither bias nor noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
-from scipy.sparse import csc_array
 from torch import Tensor
 
 from saebench_core import (
@@ -25,39 +23,20 @@ from saebench_core import (
     BackboneSpec,
     Codes,
     Context,
-    Model,
     Selection,
     Split,
     hookimpl,
     named_generator,
 )
+from saebench_plugins.backbones._correlations import Correlation, Dependence
+from saebench_plugins.backbones._directions import Orthogonalisation, pushed_apart, random_directions
+from saebench_plugins.backbones._firing import fire_independently
+from saebench_plugins.backbones._frequencies import LogUniformProbability, Probability
+from saebench_plugins.backbones._hierarchy import Forest, Hierarchy
+from saebench_plugins.backbones._magnitudes import RectifiedNormal, Strength
 
 _BLOCK = 4096
 """Rows of a block: drawn together from one generator, so that rows do not depend on how they are cut."""
-
-
-class ConstantProbability(Model):
-    """Every feature fires equally often."""
-
-    type: Literal["constant"] = "constant"
-    p: float = Field(gt=0, lt=1, description="Probability to fire in a row.")
-
-
-class LogUniformProbability(Model):
-    """Probabilities drawn once per feature, uniform in their logarithm."""
-
-    type: Literal["log_uniform"] = "log_uniform"
-    low: float = Field(gt=0, lt=1, description="Smallest probability.")
-    high: float = Field(gt=0, lt=1, description="Largest probability.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> LogUniformProbability:
-        if self.low > self.high:
-            raise ValueError(f"low {self.low:g} is above high {self.high:g}")
-        return self
-
-
-Probability = Annotated[ConstantProbability | LogUniformProbability, Field(discriminator="type")]
 
 
 class SyntheticConfig(BackboneConfig):
@@ -69,7 +48,22 @@ class SyntheticConfig(BackboneConfig):
     probability: Probability = Field(
         LogUniformProbability(low=10**-5.5, high=10**-1.2), description="How often features fire."
     )
+    correlation: Correlation | None = Field(None, description="Let features fire together; null: independently.")
+    hierarchy: Hierarchy | None = Field(None, description="Let features fire only where a parent does.")
     lognormal_sigma: NonNegativeFloat = Field(0.25, description="Sigma of the log-normal magnitudes.")
+    magnitude: RectifiedNormal | None = Field(None, description="Other magnitudes in place of log-normal ones.")
+    bias_norm: NonNegativeFloat = Field(0.0, description="Norm of a vector that is added to every row.")
+    noise: NonNegativeFloat = Field(0.0, description="Standard deviation of each coordinate's normal noise.")
+    orthogonalise: Orthogonalisation | None = Field(None, description="Push the features' directions apart.")
+
+    @model_validator(mode="after")
+    def _roomy(self) -> SyntheticConfig:
+        if self.hierarchy is not None and self.hierarchy.size > self.n_features:
+            raise ValueError(
+                f"the hierarchy has {self.hierarchy.size} features, n_features is {self.n_features}; "
+                "give fewer roots, a smaller branching or depth, or more features"
+            )
+        return self
 
 
 class _Block(NamedTuple):
@@ -96,45 +90,53 @@ class Synthetic(Backbone):
         self._device = torch.device("cpu")
         self._features: Tensor | None = None
         self._probabilities: Tensor | None = None
+        self._strength: Strength | None = None
+        self._dependence: Dependence | None = None
+        self._forest: Forest | None = None
+        self._marginals: Tensor | None = None
+        self._bias: Tensor | None = None
 
     def describe(self) -> BackboneDescription:
         """Return the one site and the sizes."""
         config = self.config
+        expected = config.probability.expected_sum(config.n_features)
         return BackboneDescription(
             modality="synthetic",
             sites={self.site: config.d_in},
             regenerates=True,
             memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in,
-            seconds_per_row=1e-7 + 1e-8 * self._expected_l0() * (1 + config.d_in / 100),
-            facts={"n_features": config.n_features, "expected_l0": round(self._expected_l0(), 3)},
+            seconds_per_row=1e-7 + 1e-8 * expected * (1 + config.d_in / 100),
+            facts={"n_features": config.n_features, "expected_l0": round(expected, 3)},
         )
 
-    def _expected_l0(self) -> float:
-        probability = self.config.probability
-        if isinstance(probability, ConstantProbability):
-            return probability.p * self.config.n_features
-        if probability.low == probability.high:
-            return probability.low * self.config.n_features
-        mean = (probability.high - probability.low) / math.log(probability.high / probability.low)
-        return mean * self.config.n_features
-
     def prepare(self, context: Context) -> None:
-        """Draw features and probabilities."""
+        """Draw directions and probabilities, strengths and bias where there are any."""
         config = self.config
         self._device = context.device
-        generator = named_generator(config.seed, "synthetic", "features")
-        features = torch.randn(config.n_features, config.d_in, generator=generator, device="cpu")
-        self._features = torch.nn.functional.normalize(features, dim=1)
-        self._probabilities = self._draw_probabilities()
+        count = config.n_features
+        features = random_directions(count, config.d_in, self._generator("features"))
+        self._features = features if config.orthogonalise is None else pushed_apart(features, config.orthogonalise)
+        self._probabilities = config.probability.draw(count, self._generator("probabilities"))
+        if config.hierarchy is not None:
+            self._forest = config.hierarchy.grow(count, self._generator("hierarchy"))
+            if config.hierarchy.compensate:
+                self._probabilities = self._forest.compensated(self._probabilities)
+        if config.correlation is not None:
+            self._dependence = config.correlation.draw(count, self._generator("correlation"))
+        if config.magnitude is not None:
+            self._strength = config.magnitude.strength(count, self._generator("magnitudes"))
+        self._marginals = self._firing_rates(self._probabilities)
+        if config.bias_norm > 0:
+            self._bias = config.bias_norm * random_directions(1, config.d_in, self._generator("bias"))[0]
 
-    def _draw_probabilities(self) -> Tensor:
-        probability, count = self.config.probability, self.config.n_features
-        if isinstance(probability, ConstantProbability):
-            return torch.full((count,), probability.p, dtype=torch.float64, device="cpu")
-        generator = named_generator(self.config.seed, "synthetic", "probabilities")
-        uniform = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
-        low, high = math.log(probability.low), math.log(probability.high)
-        return torch.exp(low + (high - low) * uniform)
+    def _firing_rates(self, drawn: Tensor) -> Tensor:
+        """Return how often features fire: what is rectified away, or has no parent, does not."""
+        if self._strength is not None:
+            drawn = drawn * torch.special.ndtr(self._strength.mean.double() / self._strength.std.double())
+        return drawn if self._forest is None else self._forest.marginals(drawn)
+
+    def _generator(self, *roles: str | int) -> torch.Generator:
+        return named_generator(self.config.seed, "synthetic", *roles)
 
     def features(self) -> Float[Tensor, "n_features d_in"]:
         """Return the unit-norm feature directions.
@@ -147,44 +149,59 @@ class Synthetic(Backbone):
         return self._features.to(self._device)
 
     def probabilities(self) -> Float[Tensor, " n_features"]:
-        """Return each feature's probability to fire.
+        """Return how often each feature fires; with a hierarchy, as if there were no correlation.
 
         Raises:
             RuntimeError: before `prepare`.
         """
-        if self._probabilities is None:
+        if self._marginals is None:
             raise RuntimeError("the synthetic backbone is not prepared")
-        return self._probabilities.to(self._device, torch.float32)
+        return self._marginals.to(self._device, torch.float32)
 
     def rows_available(self, site: str, split: Split) -> int | None:
         """Rows never end."""
         return None
 
     def _block(self, split: Split, index: int) -> _Block:
-        """Draw a block.
-
-        A Bernoulli(p) is a Poisson(-log(1 - p)) that is not zero, so the active entries are the distinct places
-        of a Poisson number of points: exact, and the work grows with the number of active entries only. Points are
-        drawn feature by feature; as a sparse matrix by columns they come into rows in linear time, where sorting
-        them was half of the whole cost.
-        """
+        """Draw a block: which features fire in which rows, then how strongly."""
         if self._probabilities is None:
             raise RuntimeError("the synthetic backbone is not prepared")
-        generator = named_generator(self.config.seed, "synthetic", split, index)
-        rates = -torch.log1p(-self._probabilities) * _BLOCK
-        points = torch.poisson(rates, generator=generator).numpy().astype(np.int32)
-        ends = np.zeros(points.size + 1, dtype=np.int32)
-        np.cumsum(points, out=ends[1:])
-        row = torch.randint(_BLOCK, (int(ends[-1]),), generator=generator, device="cpu").numpy().astype(np.int32)
-        by_row = csc_array((np.ones(row.size, np.int8), row, ends), shape=(_BLOCK, points.size)).tocsr()
-        cols, starts = by_row.indices, by_row.indptr
-        repeated = np.zeros(cols.size, dtype=bool)
-        np.equal(cols[1:], cols[:-1], out=repeated[1:])
-        repeated[starts[:-1][starts[:-1] < cols.size]] = False  # the first of a row follows another row's last
-        bounds = starts - np.concatenate([[0], repeated.cumsum()])[starts]
-        normal = torch.randn(int(bounds[-1]), generator=generator, device="cpu")
-        values = torch.exp(self.config.lognormal_sigma * normal)
-        return _Block(torch.from_numpy(bounds.astype(np.int64)), torch.from_numpy(cols[~repeated]).long(), values)
+        generator = self._generator(split, index)
+        if self._dependence is None:
+            fired = fire_independently(self._probabilities, _BLOCK, generator)
+        else:
+            fired = self._dependence.fire(self._probabilities, _BLOCK, generator)
+        normal = torch.randn(fired.cols.numel(), generator=generator, device="cpu")
+        block = self._with_magnitudes(_Block(fired.bounds, fired.cols, normal))
+        return block if self._forest is None else self._pruned(block, self._forest, generator)
+
+    def _pruned(self, block: _Block, forest: Forest, generator: torch.Generator) -> _Block:
+        """Leave out what has no parent in its row, and all but one of exclusive siblings."""
+        rows = torch.arange(_BLOCK, device="cpu").repeat_interleave(block.bounds.diff())
+        priority = torch.rand(block.cols.numel(), generator=generator, dtype=torch.float64, device="cpu")
+        active, above = forest.prune(rows, block.cols, priority)
+        values = block.values
+        if self.config.hierarchy is not None and self.config.hierarchy.scale_by_parent:
+            values = self._scaled(block, forest, above)
+        return _kept(block._replace(values=values), active)
+
+    def _scaled(self, block: _Block, forest: Forest, above: Tensor) -> Tensor:
+        """Multiply entries by their parent's value over its mean, from the roots on."""
+        values = block.values.clone()
+        mean = self._strength.mean if self._strength is not None else None
+        usual = math.exp(self.config.lognormal_sigma**2 / 2)
+        for first, last in forest.levels[1:]:
+            here = ((block.cols >= first) & (block.cols < last) & (above >= 0)).nonzero()[:, 0]
+            parents = block.cols[above[here]]
+            values[here] *= values[above[here]] / (mean[parents] if mean is not None else usual)
+        return values
+
+    def _with_magnitudes(self, drawn: _Block) -> _Block:
+        """Turn standard normal values into magnitudes; entries that come out as zero are left out."""
+        if self._strength is None:
+            return drawn._replace(values=torch.exp(self.config.lognormal_sigma * drawn.values))
+        values = torch.relu(self._strength.mean[drawn.cols] + self._strength.std[drawn.cols] * drawn.values)
+        return _kept(drawn._replace(values=values), values > 0)
 
     def _codes(self, split: Split, index: int, first: int, last: int) -> Codes:
         block = self._block(split, index)
@@ -217,8 +234,24 @@ class Synthetic(Backbone):
                 bounds[:-1] - bounds[0],
                 mode="sum",
                 per_sample_weights=block.values[inside],
-            ).to(self._device)
+            )
+            x = self._shifted(x, split, index, first, last).to(self._device)
             yield ActivationBatch(x, x)
+
+    def _shifted(self, x: Tensor, split: Split, index: int, first: int, last: int) -> Tensor:
+        """Add bias and noise to rows of a block; the noise is the whole block's, so it does not depend on the cut."""
+        if self._bias is not None:
+            x = x + self._bias
+        if self.config.noise > 0:
+            generator = self._generator("noise", split, index)
+            drawn = torch.randn(_BLOCK, self.config.d_in, generator=generator, device="cpu")
+            x = x + self.config.noise * drawn[first:last]
+        return x
+
+
+def _kept(block: _Block, active: Tensor) -> _Block:
+    before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), active.cumsum(0)])
+    return _Block(before[block.bounds], block.cols[active], block.values[active])
 
 
 def _cuts(start: int, rows: int) -> Iterator[tuple[int, int, int]]:

@@ -1,0 +1,82 @@
+"""Features that fire together: a Gaussian copula, so that each still fires as often as its probability says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Generator, Tensor
+
+from saebench_core import Model
+from saebench_plugins.backbones._firing import Fired
+
+_CHUNK = 256
+_LEAST_OWN = 0.01
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """``g = factor z + own e`` with standard normal z and e; a feature fires where ``g`` is above its threshold.
+
+    Attributes:
+        factor: what features share; with `own` every feature's variance is 1.
+        own: standard deviation of what is a feature's alone.
+    """
+
+    factor: Float[Tensor, "n_features rank"]
+    own: Float[Tensor, " n_features"]
+
+    def fire(self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator) -> Fired:
+        """Draw rows; marginally each feature is a Bernoulli of its probability."""
+        thresholds = -torch.special.ndtri(probabilities).float()
+        count, rank = self.factor.shape
+        counts, cols = [], []
+        for start in range(0, rows, _CHUNK):
+            part = min(_CHUNK, rows - start)
+            shared = torch.randn(part, rank, generator=generator, device="cpu") @ self.factor.T
+            alone = torch.randn(part, count, generator=generator, device="cpu")
+            above = torch.addcmul(shared, alone, self.own) > thresholds
+            counts.append(above.sum(dim=1))
+            cols.append(above.nonzero()[:, 1])
+        before = torch.zeros(1, dtype=torch.int64, device="cpu")
+        return Fired(torch.cat([before, torch.cat(counts).cumsum(0)]), torch.cat(cols))
+
+    def correlation(self) -> Float[Tensor, "n_features n_features"]:
+        """Return the correlation of the underlying normals."""
+        return self.factor @ self.factor.T + torch.diag(self.own.square())
+
+
+class LowRankCorrelation(Model):
+    """Correlation by a few shared causes: loadings are normal with standard deviation ``scale`` (SynthSAEBench)."""
+
+    type: Literal["low_rank"] = "low_rank"
+    rank: PositiveInt = Field(25, description="Number of shared causes.")
+    scale: PositiveFloat = Field(0.1, description="Standard deviation of a loading.")
+
+    def draw(self, count: int, generator: Generator) -> Dependence:
+        """Draw loadings; of a feature's variance at least a hundredth stays its own."""
+        factor = self.scale * torch.randn(count, self.rank, generator=generator, device="cpu")
+        norms = factor.norm(dim=1, keepdim=True)
+        factor = factor * (1 - _LEAST_OWN) ** 0.5 / norms.clamp(min=(1 - _LEAST_OWN) ** 0.5)
+        return Dependence(factor, (1 - factor.square().sum(dim=1)).sqrt())
+
+
+class FullCorrelation(Model):
+    """Correlation of every pair: those of ``degrees`` random numbers a feature, times ``scale``."""
+
+    type: Literal["full"] = "full"
+    scale: float = Field(0.5, gt=0, le=1, description="1: as drawn; towards 0: independent.")
+    degrees: PositiveInt = Field(10, description="Random numbers a feature; fewer make stronger correlations.")
+
+    def draw(self, count: int, generator: Generator) -> Dependence:
+        """Draw ``scale C + (1 - scale) I`` with C the cosines of random vectors."""
+        vectors = torch.randn(count, self.degrees, generator=generator, dtype=torch.float64, device="cpu")
+        unit = torch.nn.functional.normalize(vectors, dim=1)
+        own = torch.full((count,), (1 - self.scale) ** 0.5, device="cpu")
+        return Dependence((self.scale**0.5 * unit).float(), own)
+
+
+Correlation = Annotated[LowRankCorrelation | FullCorrelation, Field(discriminator="type")]

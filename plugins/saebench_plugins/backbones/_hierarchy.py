@@ -1,0 +1,140 @@
+"""Features that fire only where a parent does, and siblings of which at most one fires."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveInt
+from torch import Generator, Tensor
+
+from saebench_core import Model
+
+_CERTAIN = 1 - 1e-9
+
+
+class Hierarchy(Model):
+    """A forest of equal trees; its nodes are the first features, level by level (SynthSAEBench)."""
+
+    roots: PositiveInt = Field(128, description="Number of trees.")
+    branching: int = Field(4, ge=2, description="Children of a node.")
+    depth: PositiveInt = Field(3, description="Levels below a root.")
+    exclusive: float = Field(1.0, ge=0, le=1, description="Share of parents of whose children at most one fires.")
+    compensate: bool = Field(True, description="Raise children's probabilities, so that they fire about as often.")
+    scale_by_parent: bool = Field(True, description="Multiply children by their parent's value over its mean.")
+
+    @property
+    def size(self) -> int:
+        """Number of features in the trees."""
+        tree: int = (self.branching ** (self.depth + 1) - 1) // (self.branching - 1)
+        return self.roots * tree
+
+    def grow(self, count: int, generator: Generator) -> Forest:
+        """Return the forest among ``count`` features; which parents are exclusive is drawn."""
+        parents = torch.full((count,), -1, dtype=torch.int64, device="cpu")
+        levels = [(0, self.roots)]
+        for _ in range(self.depth):
+            first, last = levels[-1]
+            width = (last - first) * self.branching
+            parents[last : last + width] = torch.arange(first, last, device="cpu").repeat_interleave(self.branching)
+            levels.append((last, last + width))
+        inner = levels[-1][0]
+        chosen = torch.randperm(inner, generator=generator, device="cpu")[: int(inner * self.exclusive)]
+        exclusive = torch.zeros(count, dtype=torch.bool, device="cpu")
+        exclusive[chosen] = True
+        return Forest(parents, tuple(levels), exclusive)
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees of features.
+
+    Attributes:
+        parents: of every feature, -1 for those that have none.
+        levels: first feature of each level, and the one after its last; children of one parent lie together.
+        exclusive: whether of a feature's children at most one fires.
+    """
+
+    parents: Int[Tensor, " n_features"]
+    levels: tuple[tuple[int, int], ...]
+    exclusive: Bool[Tensor, " n_features"]
+
+    def _families(self) -> list[tuple[int, slice]]:
+        """Return every parent with its children, from the roots on."""
+        found: list[tuple[int, slice]] = []
+        for first, last in self.levels[1:]:
+            above = torch.unique_consecutive(self.parents[first:last], return_counts=True)
+            starts = first + np.concatenate([[0], above[1].cumsum(0).numpy()])
+            found += [
+                (int(p), slice(int(a), int(b))) for p, a, b in zip(above[0], starts[:-1], starts[1:], strict=True)
+            ]
+        return found
+
+    def compensated(self, wanted: Float[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
+        """Return probabilities to draw with, so that features fire about as often as is wanted.
+
+        A child's is divided by its parent's; among exclusive siblings it is also multiplied by one plus the number of
+        siblings that are expected beside it. At most 1.
+        """
+        drawn = wanted.clone()
+        for parent, children in self._families():
+            above = wanted[parent]
+            drawn[children] = wanted[children] / above
+            if self.exclusive[parent]:
+                drawn[children] *= 1 + (wanted[children].sum() - wanted[children]) / above
+        return drawn.clamp(max=_CERTAIN)
+
+    def marginals(self, drawn: Float[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
+        """Return how often features fire that are drawn independently with these probabilities.
+
+        One of B + 1 exclusive siblings stays with probability 1 / (B + 1), the integral of ``s^B`` over [0, 1]; its
+        mean is the integral of ``prod_j (1 - q_j + q_j s)`` over the others, a polynomial: Gauss' rule is exact.
+        """
+        found = drawn.clone()
+        for parent, children in self._families():
+            kept = drawn[children]
+            if self.exclusive[parent]:
+                kept = kept * _stays(kept)
+            found[children] = found[parent] * kept
+        return found
+
+    def prune(
+        self, rows: Int[Tensor, " entries"], cols: Int[Tensor, " entries"], priority: Float[Tensor, " entries"]
+    ) -> tuple[Bool[Tensor, " entries"], Int[Tensor, " entries"]]:
+        """Say which entries stay, and where each one's parent is among the entries (-1: it has none).
+
+        Args:
+            rows: row of each entry, ascending.
+            cols: its feature, ascending in a row.
+            priority: of exclusive siblings that fire together the one with the largest stays.
+        """
+        count = self.parents.numel()
+        keys = rows * count + cols
+        active = torch.ones_like(cols, dtype=torch.bool)
+        above = torch.full_like(cols, -1)
+        for first, last in self.levels[1:]:
+            here = ((cols >= first) & (cols < last)).nonzero()[:, 0]
+            if here.numel() == 0:
+                continue
+            parents = self.parents[cols[here]]
+            wanted = rows[here] * count + parents
+            place = torch.searchsorted(keys, wanted).clamp(max=keys.numel() - 1)
+            alive = (keys[place] == wanted) & active[place]
+            above[here] = torch.where(alive, place, -1)
+            active[here] = alive
+            rivals = here[alive & self.exclusive[parents]]
+            family = torch.unique_consecutive(rows[rivals] * count + self.parents[cols[rivals]], return_inverse=True)
+            best = torch.zeros(family[0].numel(), dtype=priority.dtype, device="cpu")
+            best.scatter_reduce_(0, family[1], priority[rivals], "amax")
+            active[rivals] = priority[rivals] == best[family[1]]
+        return active, above
+
+
+def _stays(drawn: Float[Tensor, " siblings"]) -> Float[Tensor, " siblings"]:
+    points, weights = np.polynomial.legendre.leggauss(drawn.numel() // 2 + 1)
+    s, weight = torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)
+    factors = 1 - drawn[:, None] + drawn[:, None] * s
+    logs = factors.log()
+    return ((logs.sum(dim=0) - logs).exp() * weight).sum(dim=1)

@@ -1,0 +1,121 @@
+"""Hierarchies of the synthetic backbone: children need their parents, exclusive siblings never meet."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from saebench_plugins.backbones._hierarchy import Hierarchy
+from saebench_plugins.backbones.synthetic import Synthetic, SyntheticConfig
+
+from tests.helpers.contexts import FakeContext
+from tests.helpers.training import generator
+
+ROWS = 10 * 4096
+TREES = {"roots": 2, "branching": 3, "depth": 2, "exclusive": 1.0}
+
+
+def make(hierarchy, **keys):
+    given = {
+        "d_in": 6,
+        "n_features": 30,
+        "probability": {"type": "linear", "low": 0.02, "high": 0.4},
+        "lognormal_sigma": 0,
+    }
+    backbone = Synthetic(SyntheticConfig.model_validate(given | {"hierarchy": hierarchy} | keys))
+    backbone.prepare(FakeContext(None))
+    return backbone
+
+
+def codes_of(backbone):
+    return backbone.codes("train", 0, ROWS).to_dense()
+
+
+def test_parents_by_hand():
+    forest = Hierarchy(roots=2, branching=3, depth=2).grow(30, generator(0))
+    assert forest.levels == ((0, 2), (2, 8), (8, 26))
+    assert (
+        forest.parents.tolist() == [-1] * 2 + [0] * 3 + [1] * 3 + [p for p in range(2, 8) for _ in range(3)] + [-1] * 4
+    )
+    assert forest.exclusive.tolist() == [True] * 8 + [False] * 22
+    half = Hierarchy(roots=2, branching=3, depth=2, exclusive=0.5).grow(30, generator(0))
+    assert int(half.exclusive.sum()) == 4 and not bool(half.exclusive[8:].any())
+
+
+def test_synth_sae_benchs_forest_has_10880_features():
+    assert Hierarchy().size == 128 * (1 + 4 + 16 + 64) == 10_880
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+@pytest.mark.parametrize("exclusive", [0.0, 1.0])
+def test_children_need_their_parents_and_rivals_never_meet(compensate, exclusive):
+    backbone = make(TREES | {"compensate": compensate, "exclusive": exclusive})
+    fired = codes_of(backbone) > 0
+    parents = backbone._forest.parents
+    for child in range(2, 26):
+        assert not bool((fired[:, child] & ~fired[:, parents[child]]).any())
+    together = max(int(fired[:, family].sum(1).max()) for family in (slice(2, 5), slice(5, 8), slice(8, 11)))
+    assert together == 1 if exclusive else together > 1
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+@pytest.mark.parametrize("exclusive", [0.0, 0.5, 1.0])
+def test_features_fire_as_often_as_is_told(compensate, exclusive):
+    backbone = make(TREES | {"compensate": compensate, "exclusive": exclusive})
+    counts, p = (codes_of(backbone) > 0).sum(0).double(), backbone.probabilities().double()
+    assert bool(((counts - ROWS * p).abs() < 5 * (ROWS * p * (1 - p)).sqrt() + 1).all())
+
+
+def test_without_rivals_compensation_is_exact():
+    backbone = make(TREES | {"exclusive": 0.0}, probability={"type": "constant", "p": 0.1})
+    assert backbone.probabilities().tolist()[:2] == pytest.approx([0.1, 0.1])
+    deep = make(TREES | {"exclusive": 0.0}, probability={"type": "linear", "low": 0.1, "high": 0.4})
+    base = torch.linspace(0.4, 0.1, 30)
+    assert deep.probabilities().tolist() == pytest.approx(base.tolist(), rel=1e-6)
+
+
+def test_the_share_that_stays_by_counting():
+    """Of three exclusive siblings with q = 0.5, 0.2, 0.9 the first stays in 0.5 E[1 / (1 + others)] of the rows."""
+    forest = Hierarchy(roots=1, branching=3, depth=1).grow(4, generator(0))
+    drawn = torch.tensor([0.8, 0.5, 0.2, 0.9], dtype=torch.float64)
+    expected = []
+    for one in range(1, 4):
+        others = [float(drawn[other]) for other in range(1, 4) if other != one]
+        mean = sum(
+            math.prod(q if on else 1 - q for q, on in zip(others, pattern, strict=True)) / (1 + sum(pattern))
+            for pattern in itertools.product((0, 1), repeat=2)
+        )
+        expected.append(0.8 * float(drawn[one]) * mean)
+    assert forest.marginals(drawn).tolist() == pytest.approx([0.8, *expected], rel=1e-12)
+
+
+def test_children_are_scaled_by_their_parents():
+    strong = {"type": "rectified_normal", "first_mean": 3.0, "last_mean": 3.0, "std_mean": 0.3, "std_spread": 0.0}
+    scaled, plain = (make(TREES | {"scale_by_parent": on}, magnitude=strong) for on in (True, False))
+    with_parent, own = codes_of(scaled), codes_of(plain)
+    assert torch.equal(with_parent > 0, own > 0)
+    rows = own[:, 9] > 0  # feature 9 below 2 below 0
+    expected = own[rows, 9] * (own[rows, 2] / 3) * (own[rows, 0] / 3)
+    torch.testing.assert_close(with_parent[rows, 9], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_rivals_stay_equally_often():
+    keys = {"probability": {"type": "constant", "p": 0.5}}
+    fired = (codes_of(make(TREES | {"compensate": False}, **keys)) > 0)[:, 2:5].sum(0).double()
+    assert float((fired - fired.mean()).abs().max()) < 5 * math.sqrt(float(fired.mean()))
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 1), (4095, 2), (300, 5000)])
+def test_rows_do_not_depend_on_the_cut(start, count):
+    backbone = make(TREES, correlation={"type": "low_rank", "rank": 2, "scale": 0.5})
+    whole = torch.cat([batch.inputs for batch in backbone.stream("activations", "train", 0, 6000)])
+    part = torch.cat([batch.inputs for batch in backbone.stream("activations", "train", start, count)])
+    assert torch.equal(part, whole[start : start + count])
+
+
+def test_a_forest_larger_than_the_world_is_refused():
+    with pytest.raises(ValidationError, match="the hierarchy has 26 features, n_features is 20"):
+        make(TREES, n_features=20)

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         BackboneConfig as BackboneConfig,
         BackboneDescription as BackboneDescription,
         BackboneSpec as BackboneSpec,
+        FeatureTree as FeatureTree,
         GroundTruth as GroundTruth,
         LanguageModel as LanguageModel,
         Patch as Patch,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
         Randomised as Randomised,
         Start as Start,
         Statistics as Statistics,
+        Truth as Truth,
         draw_directions as draw_directions,
     )
     from saebench_core.interfaces.context import (
@@ -122,6 +124,7 @@ if TYPE_CHECKING:
         Term as Term,
         WeightedTerm as WeightedTerm,
     )
+    from saebench_core.pursuit import pursue as pursue
     from saebench_core.randomness import (
         derive_seed as derive_seed,
         named_generator as named_generator,
@@ -169,12 +172,12 @@ _HOME: dict[str, str] = {
         "hookspecs": ("hookimpl",),
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
-            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "GroundTruth",
-            "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
+            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "FeatureTree",
+            "GroundTruth", "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
         ),
         "interfaces.constraint": (
             "BaseDraw", "Constraint", "ConstraintConfig", "ConstraintSpec", "Init", "Randomised", "Start", "Statistics",
-            "draw_directions",
+            "Truth", "draw_directions",
         ),
         "interfaces.context": ("ActivationReader", "Context", "MetricContext", "Progress", "Split"),
         "interfaces.entry": ("Json", "Model"),
@@ -189,6 +192,7 @@ _HOME: dict[str, str] = {
             "PrefixReconstruction", "Reconstruction", "Step", "StepL0", "TanhPenalty", "TargetL0", "Term",
             "WeightedTerm",
         ),
+        "pursuit": ("pursue",),
         "randomness": ("derive_seed", "named_generator", "tensor_sha256"),
         "registry": ("Registry",),
         "results": ("CellResult", "MetricValue"),

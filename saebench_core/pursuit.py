@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saebench_core.errors import InputError
@@ -12,6 +12,9 @@ from saebench_core.kernels.selection import Codes, Selection
 __all__ = ["pursue"]
 
 _RIDGE = 1e-7
+_DEPENDENT = 1e-5
+"""Length below which what an atom adds to those before it is rounding."""
+_PART_ENTRIES = 1 << 21
 
 
 def pursue(x: Float[Tensor, "rows d_in"], dictionary: Float[Tensor, "d_sae d_in"], k: int) -> Codes:
@@ -30,24 +33,39 @@ def pursue(x: Float[Tensor, "rows d_in"], dictionary: Float[Tensor, "d_sae d_in"
 
     Source: Pati et al. 1993; Tropp and Gilbert 2007.
     """
-    count, d_sae = x.shape[0], dictionary.shape[0]
+    d_sae = dictionary.shape[0]
     if not 0 < k <= d_sae:
         raise InputError(f"a pursuit chooses between 1 and d_sae {d_sae} atoms, got {k}")
     unit = torch.nn.functional.normalize(dictionary, dim=1)
-    chosen = torch.empty((count, 0), dtype=torch.int64, device=x.device)
-    residual, values = x, x.new_empty((count, 0))
-    for _ in range(k):
-        match = (residual @ unit.T).abs_()
-        match.scatter_(1, chosen, -1.0)
-        chosen = torch.cat([chosen, match.argmax(dim=1, keepdim=True)], dim=1)
-        atoms = unit[chosen]
-        values = _fitted(atoms, x)
-        residual = x - torch.einsum("rk,rkd->rd", values, atoms)
-    order = chosen.argsort(dim=1)
-    cols, values = chosen.gather(1, order), values.gather(1, order)
+    cut = max(1, _PART_ENTRIES // d_sae)
+    chosen = torch.cat([_chosen(part, unit, k) for part in torch.split(x, cut)]).sort(dim=1).values
+    parts = zip(torch.split(chosen, cut), torch.split(x, cut), strict=True)
+    values = torch.cat([_fitted(unit[own], part) for own, part in parts])
     norms = dictionary.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-    rows = torch.arange(count, device=x.device).repeat_interleave(k)
-    return Codes(Selection(rows, cols.flatten(), count, d_sae), (values / norms[cols]).flatten())
+    rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
+    return Codes(Selection(rows, chosen.flatten(), x.shape[0], d_sae), (values / norms[chosen]).flatten())
+
+
+def _chosen(x: Float[Tensor, "rows d_in"], unit: Float[Tensor, "d_sae d_in"], k: int) -> Int[Tensor, "rows k"]:
+    """Return the atoms of each row in the order in which they are taken.
+
+    What is left of a row is kept orthogonal to its atoms by an orthonormal basis that grows with them; that is the
+    least-squares residual, without a system of equations to solve in every round.
+    """
+    chosen = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
+    basis = x.new_zeros((x.shape[0], k, x.shape[1]))
+    residual, match = x.clone(), x.new_empty((x.shape[0], unit.shape[0]))
+    for taken in range(k):
+        torch.mm(residual, unit.T, out=match).abs_()
+        match.scatter_(1, chosen[:, :taken], -1.0)
+        chosen[:, taken] = match.argmax(dim=1)
+        atom, known = unit[chosen[:, taken]], basis[:, :taken]
+        for _ in range(2):  # once loses the orthogonality of atoms that lie close together
+            atom = atom - torch.einsum("rkd,rk->rd", known, torch.einsum("rkd,rd->rk", known, atom))
+        length = atom.norm(dim=1, keepdim=True)
+        basis[:, taken] = torch.where(length > _DEPENDENT, atom / length, 0.0)
+        residual -= (basis[:, taken] * residual).sum(dim=1, keepdim=True) * basis[:, taken]
+    return chosen
 
 
 def _fitted(atoms: Float[Tensor, "rows k d_in"], x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows k"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saebench_core.catalog import Catalog, Plugin
 from saebench_core.conformance.context import MemoryReader
-from saebench_core.conformance.worlds import planted_rows
+from saebench_core.conformance.worlds import planted_rows, planted_truth
 from saebench_core.interfaces.architecture import ArchitectureConfig, ArchitectureSpec, Recipe, Shape
 from saebench_core.interfaces.constraint import BaseDraw, Constraint, ConstraintConfig, ConstraintSpec, Statistics
 from saebench_core.randomness import named_generator, tensor_sha256
@@ -60,7 +60,8 @@ def raw_rows() -> Tensor:
 def statistics() -> Statistics:
     """Return statistics of the raw training rows."""
     wide = SCALE * rows().double()
-    return Statistics(len(wide), wide.mean(0), float(wide.square().sum(1).mean()), torch.cov(wide.T, correction=0))
+    covariance = torch.cov(wide.T, correction=0)
+    return Statistics(len(wide), wide.mean(0), float(wide.square().sum(1).mean()), covariance, planted_truth(D_IN))
 
 
 def settings(steps: int, **changes: Any) -> TrainingSettings:

@@ -13,11 +13,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from saebench_core.interfaces.backbone import ActivationBatch, Backbone, BackboneDescription, Patch, TokenBatch
+from saebench_core.interfaces.constraint import Truth
 from saebench_core.interfaces.context import Context, Split
 from saebench_core.kernels import Codes, Selection
 from saebench_core.randomness import named_generator
 
-__all__ = ["WORLDS", "BareBackbone", "PlantedBackbone", "TinyLanguageModel", "TinyVisionModel", "planted_rows"]
+__all__ = [
+    "WORLDS",
+    "BareBackbone",
+    "PlantedBackbone",
+    "TinyLanguageModel",
+    "TinyVisionModel",
+    "planted_rows",
+    "planted_truth",
+]
 
 _ROWS: Final[Mapping[Split, int]] = {"train": 320, "calibration": 320, "evaluation": 320}
 _PART: Final = 64
@@ -26,12 +35,18 @@ _WIDTH: Final = 16
 
 def planted_rows(count: int, d_in: int, role: str = "rows") -> Float[Tensor, "rows d_in"]:
     """Return sparse sums of twice as many directions as there are dimensions, off centre, of mean square norm one."""
-    draw = named_generator("conformance", role, d_in)
-    features = torch.randn(2 * d_in, d_in, generator=named_generator("conformance", "features", d_in), device="cpu")
-    fires = torch.rand(count, 2 * d_in, generator=draw, device="cpu") < 2.5 / (2 * d_in)
+    draw, truth = named_generator("conformance", role, d_in), planted_truth(d_in)
+    fires = torch.rand(count, 2 * d_in, generator=draw, device="cpu") < truth.probabilities
     sizes = 0.7 + torch.rand(count, 2 * d_in, generator=draw, device="cpu")
-    x = (fires * sizes) @ torch.nn.functional.normalize(features, dim=1) + 0.1
+    x = (fires * sizes) @ truth.features + 0.1
     return x / x.square().sum(1).mean().sqrt()
+
+
+def planted_truth(d_in: int) -> Truth:
+    """Return what `planted_rows` are made of."""
+    features = torch.randn(2 * d_in, d_in, generator=named_generator("conformance", "features", d_in), device="cpu")
+    probabilities = torch.full((2 * d_in,), 2.5 / (2 * d_in), device="cpu")
+    return Truth(torch.nn.functional.normalize(features, dim=1), probabilities)
 
 
 def _orthonormal(draw: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -22,6 +22,7 @@ __all__ = [
     "BackboneConfig",
     "BackboneDescription",
     "BackboneSpec",
+    "FeatureTree",
     "GroundTruth",
     "LanguageModel",
     "Patch",
@@ -149,6 +150,14 @@ class GroundTruth(Protocol):
 
     def codes(self, split: Split, start: int, rows: int) -> Codes:
         """Return the true coefficients of these rows."""
+
+
+@runtime_checkable
+class FeatureTree(Protocol):
+    """Capability: some true features fire only where another one does; beside `GroundTruth`."""
+
+    def parents(self) -> Int[Tensor, " n_features"]:
+        """Return each feature's parent, -1 for those that have none; known before `Backbone.prepare`."""
 
 
 class TokenBatch(NamedTuple):

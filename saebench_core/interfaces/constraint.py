@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from saebench_core.errors import InputError
 from saebench_core.geometry import drawn_order
 from saebench_core.interfaces.architecture import Recipe, Shape
 from saebench_core.interfaces.context import ActivationReader
@@ -29,17 +30,22 @@ __all__ = [
     "Randomised",
     "Start",
     "Statistics",
+    "Truth",
     "draw_directions",
 ]
 
-Init = Literal["iso", "cov", "kaiming"]
+Init = Literal["iso", "cov", "kaiming", "truth"]
 Randomised = Literal["encoder", "decoder", "pairing", "codes"]
 
 
 class ConstraintConfig(EntryConfig):
     """Base of a constraint's configuration."""
 
-    init: Init = Field("iso", description="Directions at the start: isotropic, by the data's covariance, or Kaiming.")
+    init: Init = Field(
+        "iso",
+        description="Directions at the start: isotropic, by the data's covariance, Kaiming, "
+        "or the true features where the backbone knows them.",
+    )
     only: tuple[str, ...] | None = Field(None, description="Backbones (names or types) that this entry is for.")
 
 
@@ -63,21 +69,37 @@ class BaseDraw:
         return cls(normal, uniform)
 
 
+@final
+@dataclass(frozen=True)
+class Truth:
+    """The features that activations are made of, where the backbone knows them; kept on the CPU.
+
+    Attributes:
+        features: unit-norm directions ``(n_features, d_in)``.
+        probabilities: how often each fires, ``(n_features,)``.
+    """
+
+    features: Float[Tensor, "n_features d_in"]
+    probabilities: Float[Tensor, " n_features"]
+
+
 @dataclass(frozen=True)
 class Statistics:
-    """Statistics of the training activations, accumulated in fp64, kept on the CPU.
+    """What is known of the training activations: statistics accumulated in fp64, kept on the CPU.
 
     Attributes:
         rows: number of rows they come from.
         mean: ``(d_in,)``.
         mean_square_norm: mean of ``||x||^2``.
         covariance: ``(d_in, d_in)`` about the mean.
+        truth: what they are made of, where that is known.
     """
 
     rows: int
     mean: Float[Tensor, " d_in"]
     mean_square_norm: float
     covariance: Float[Tensor, "d_in d_in"]
+    truth: Truth | None = None
 
 
 @final
@@ -103,10 +125,16 @@ def draw_directions(draw: BaseDraw, init: Init, statistics: Statistics) -> Float
     """Return unit-norm directions, one a latent (paper section 4.1 and appendix E).
 
     iso: rows of G, uniform on the sphere. cov: rows of ``G root(Sigma)``, as samples of N(0, Sigma).
-    kaiming: uniform in ``+-sqrt(6 / d_in)``, then normalised as SAE libraries do.
+    kaiming: uniform in ``+-sqrt(6 / d_in)``, then normalised as SAE libraries do. truth: the true features, the most
+    frequent first; where there are more latents than features, rows of G for the others.
+
+    Raises:
+        InputError: for truth where the backbone does not know its features.
     """
     if init == "iso":
         rows = draw.normal
+    elif init == "truth":
+        rows = _true_rows(draw, statistics.truth)
     elif init == "kaiming":
         rows = draw.uniform * (6 / draw.uniform.shape[1]) ** 0.5
     else:
@@ -115,6 +143,16 @@ def draw_directions(draw: BaseDraw, init: Init, statistics: Statistics) -> Float
         root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
         rows = (draw.normal.to(torch.float64) @ root).to(torch.float32)
     return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _true_rows(draw: BaseDraw, truth: Truth | None) -> Float[Tensor, "d_sae d_in"]:
+    if truth is None:
+        raise InputError(
+            "init truth starts at the true features, and this backbone knows none; take iso, cov or kaiming"
+        )
+    count = draw.normal.shape[0]
+    frequent = truth.probabilities.argsort(descending=True, stable=True)[:count]
+    return torch.cat([truth.features[frequent], draw.normal[frequent.numel() :]])
 
 
 class Constraint(ABC):

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from saebench_core.catalog import Catalog
 from saebench_core.errors import InputError, in_words, nearest
 from saebench_core.interfaces.architecture import Architecture, ArchitectureConfig, Shape
-from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription
+from saebench_core.interfaces.backbone import Backbone, BackboneConfig, BackboneDescription, GroundTruth
 from saebench_core.interfaces.constraint import Constraint, ConstraintConfig
 from saebench_core.interfaces.entry import EntryConfig
 from saebench_core.registry.cells import Cell, Entry, applies, matches
@@ -186,6 +186,12 @@ class _Expansion:
                 continue
             seen.add(where)
             name = f"{cell.architecture.name} on {cell.backbone.name}"
+            if cell.constraint.config.init == "truth" and not isinstance(cell.backbone.instance, GroundTruth):
+                index = self.entries["constraints"].index(cell.constraint)
+                message = f"constraints[{index}].init: truth needs a backbone that knows its features"
+                hint = f"{cell.backbone.name} knows none; name in `only` those that do"
+                self.problem(("constraints", index, "init"), f"{message}; {hint}")
+                continue
             if cell.l0 > cell.d_sae:
                 self.problem(self._l0_place(cell), f"l0 {cell.l0:g} is more than the {cell.d_sae} latents of {name}")
                 continue

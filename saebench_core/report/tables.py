@@ -126,8 +126,8 @@ class Comparison:
 
 
 def is_trained(result: CellResult) -> bool:
-    """Say whether nothing of a cell is held random."""
-    return result.constraint.type in _TRAINED
+    """Say whether nothing of a cell is held random, and nothing was known to it beforehand."""
+    return result.constraint.type in _TRAINED and result.init != "truth"
 
 
 def block_of(result: CellResult) -> Block:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from saebench_core.interfaces.constraint import Constraint, Randomised
+from saebench_core.interfaces.constraint import Constraint, Init, Randomised
 from saebench_core.interfaces.metric import Metric, Reads, ScoreInfo
 from saebench_core.plan import Plan, Task
 from saebench_core.registry import Cell, Entry, Registry
@@ -26,9 +26,10 @@ _READS: Mapping[Reads, frozenset[Randomised]] = {
 }
 
 
-def valid_null(constraint: Constraint, reads: Reads) -> bool:
-    """Say whether a constraint randomises something that a score reads."""
-    return bool(constraint.randomises & _READS[reads])
+def valid_null(constraint: Constraint, init: Init, reads: Reads) -> bool:
+    """Say whether a constraint randomises something that a score reads; what starts at the truth is not random."""
+    told = {"encoder", "decoder"} if init == "truth" else set()
+    return bool(constraint.randomises & _READS[reads] - told)
 
 
 def collect_records(plan: Plan, store: Store, failures: Failures, workdir: Path) -> list[CellRecord]:
@@ -114,14 +115,12 @@ def _error(task: Task, cell: Cell, store: Store, failures: Failures) -> str | No
 
 def _values(cell: Cell, entry: Entry[Any], stored: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:
     metric = cast(Metric, entry.instance)
-    constraint = cast(Constraint, cell.constraint.instance)
     infos = metric.scores()
-    return {
-        f"{entry.name}/{name}": _value(infos[name], constraint, metric.version, found) for name, found in stored.items()
-    }
+    return {f"{entry.name}/{name}": _value(infos[name], cell, metric.version, found) for name, found in stored.items()}
 
 
-def _value(info: ScoreInfo, constraint: Constraint, version: int, found: Mapping[str, Any]) -> MetricValue:
+def _value(info: ScoreInfo, cell: Cell, version: int, found: Mapping[str, Any]) -> MetricValue:
+    constraint = cast(Constraint, cell.constraint.instance)
     return MetricValue(
         status="not_applicable" if "reason" in found else "ok",
         reason=found.get("reason"),
@@ -132,7 +131,7 @@ def _value(info: ScoreInfo, constraint: Constraint, version: int, found: Mapping
         direction=info.direction,
         unit=info.unit,
         reads=info.reads,
-        valid_null=valid_null(constraint, info.reads),
+        valid_null=valid_null(constraint, cell.constraint.config.init, info.reads),
         metric_version=version,
     )
 

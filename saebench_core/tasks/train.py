@@ -14,7 +14,8 @@ from saebench_core.activations import LiveReader, ShuffledRows, StoredReader, me
 from saebench_core.activations.readers import WINDOW_ROWS
 from saebench_core.errors import InputError, SaebenchError
 from saebench_core.interfaces.architecture import Architecture
-from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start, Statistics
+from saebench_core.interfaces.backbone import GroundTruth
+from saebench_core.interfaces.constraint import BaseDraw, Constraint, Start, Statistics, Truth
 from saebench_core.plan import Product, Task, core_digest
 from saebench_core.randomness import named_generator
 from saebench_core.registry import Cell
@@ -71,7 +72,16 @@ def load_statistics(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -
     folder = bench.make(product, build)
     tensors = load_file(folder / "statistics.safetensors")
     facts = json.loads((folder / "statistics.json").read_text(encoding="utf-8"))
-    return Statistics(facts["rows"], tensors["mean"], facts["mean_square_norm"], tensors["covariance"])
+    truth = _truth(bench, cell)
+    return Statistics(facts["rows"], tensors["mean"], facts["mean_square_norm"], tensors["covariance"], truth)
+
+
+def _truth(bench: Workbench, cell: Cell) -> Truth | None:
+    """Return the backbone's features where it knows them; only then it is loaded for this."""
+    if not isinstance(cell.backbone.instance, GroundTruth):
+        return None
+    backbone = cast(GroundTruth, bench.backbone(cell.backbone))
+    return Truth(backbone.features().cpu(), backbone.probabilities().cpu())
 
 
 def _train_rows(bench: Workbench, cell: Cell, identity: Mapping[str, Any]) -> LiveReader | StoredReader:

@@ -67,6 +67,9 @@ class TrainingSettings(Model):
         "mean_square", description="Scale activations to unit mean-square norm while training; folded back on save."
     )
     b_dec_init: Literal["mean", "zero"] = Field("mean", description="Decoder bias at the start.")
+    encoder_gain: PositiveFloat = Field(
+        1.0, description="Length of the encoder's vectors at the start, as a multiple of the decoder's."
+    )
     calibration_rows: PositiveInt = Field(1 << 17, description="Held-out rows on which inference thresholds are set.")
     activations: Literal["cached", "streamed"] = Field(
         "cached",
@@ -89,10 +92,12 @@ class TrainingSettings(Model):
 
     @model_serializer(mode="wrap")
     def _identity(self, standard: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what says nothing where rows are cached, so that ids of cells are what they were before."""
+        """Leave out what says nothing where rows are cached, or at gain 1, so that ids are what they were before."""
         data = dict(standard(self))
         if self.activations == "cached":
             del data["activations"], data["buffer_rows"]
+        if self.encoder_gain == 1:
+            del data["encoder_gain"]
         return data
 
     @model_validator(mode="after")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy import stats
 
+from saebench_core.errors import InputError
 from saebench_core.interfaces.constraint import Statistics, draw_directions
 from saebench_core.randomness import tensor_sha256
 from tests.helpers.training import (
@@ -17,6 +20,7 @@ from tests.helpers.training import (
     normal,
     statistics_of,
     trainable_names,
+    truth_of,
 )
 
 D, M = 8, 20_000
@@ -29,7 +33,7 @@ def draw(seed=0, d_sae=M, d_in=D):
 def spread_statistics():
     basis = torch.linalg.qr(normal(D, D, seed=3, dtype=torch.float64)).Q
     covariance = basis @ torch.diag(torch.tensor([9.0, 4.0, 1.0, 1.0, 0.5, 0.1, 0.01, 0.0]).double()) @ basis.T
-    return Statistics(1000, torch.full((D,), 5.0).double(), 1.0, covariance)
+    return Statistics(1000, torch.full((D,), 5.0).double(), 1.0, covariance, truth_of(D))
 
 
 @pytest.mark.parametrize("init", CONSTRAINT_INITS)
@@ -52,6 +56,20 @@ def test_iso_directions_are_uniform_on_the_sphere():
     assert float(rows.mean(0).norm()) < 4 / M**0.5  # its mean square is 1 / M
     second = rows.T @ rows / M - torch.eye(D).double() / D
     assert float(second.abs().max()) < 6 * (2 / (D * (D + 2)) / M) ** 0.5
+
+
+def test_true_directions_are_the_most_frequent_features_and_the_draw_beyond_them():
+    found, known = draw(0, 40), spread_statistics()
+    rows = draw_directions(found, "truth", known)
+    torch.testing.assert_close(rows[:30], known.truth.features.flip(0))
+    torch.testing.assert_close(rows[30:], torch.nn.functional.normalize(found.normal[30:], dim=1))
+    few = draw_directions(draw(0, 7), "truth", known)
+    torch.testing.assert_close(few, known.truth.features.flip(0)[:7])
+
+
+def test_true_directions_need_a_backbone_that_knows_its_features():
+    with pytest.raises(InputError, match="this backbone knows none; take iso, cov or kaiming"):
+        draw_directions(draw(0, 5), "truth", replace(spread_statistics(), truth=None))
 
 
 def test_kaiming_directions_favour_the_corners_of_the_cube():

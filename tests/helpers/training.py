@@ -13,7 +13,7 @@ from saebench_core.activations import ShuffledRows
 from saebench_core.catalog import Catalog, make_catalog
 from saebench_core.interfaces.architecture import Shape
 from saebench_core.interfaces.backbone import ActivationBatch, Backbone, BackboneDescription
-from saebench_core.interfaces.constraint import BaseDraw, Init, Statistics
+from saebench_core.interfaces.constraint import BaseDraw, Init, Statistics, Truth
 from saebench_core.kernels import PreActivations
 from saebench_core.randomness import named_generator
 from saebench_core.rules import Rule
@@ -129,7 +129,14 @@ def activations(rows: int = 640, d_in: int = D_IN, seed: int = 0) -> torch.Tenso
 def statistics_of(x: torch.Tensor) -> Statistics:
     wide = x.double()
     covariance = torch.cov(wide.T, correction=0)
-    return Statistics(x.shape[0], wide.mean(0), float(wide.square().sum(1).mean()), covariance)
+    square = float(wide.square().sum(1).mean())
+    return Statistics(x.shape[0], wide.mean(0), square, covariance, truth_of(x.shape[1]))
+
+
+def truth_of(d_in: int, count: int = 30) -> Truth:
+    """Features that are in no rows; the later, the more frequent."""
+    directions = torch.nn.functional.normalize(normal(count, d_in, seed=21), dim=1)
+    return Truth(directions, torch.linspace(0.01, 0.2, count))
 
 
 def settings(steps: int = 10, **changes: Any) -> TrainingSettings:

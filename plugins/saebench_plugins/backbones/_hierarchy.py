@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -31,20 +32,28 @@ class Hierarchy(Model):
         tree: int = (self.branching ** (self.depth + 1) - 1) // (self.branching - 1)
         return self.roots * tree
 
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """Return the first feature of each level, and the one after its last."""
+        found = [(0, self.roots)]
+        for _ in range(self.depth):
+            first, last = found[-1]
+            found.append((last, last + (last - first) * self.branching))
+        return tuple(found)
+
+    def parents(self, count: int) -> Int[Tensor, " n_features"]:
+        """Return each of ``count`` features' parent, -1 for those that have none."""
+        above = torch.full((count,), -1, dtype=torch.int64, device="cpu")
+        for (first, last), (start, end) in pairwise(self.levels()):
+            above[start:end] = torch.arange(first, last, device="cpu").repeat_interleave(self.branching)
+        return above
+
     def grow(self, count: int, generator: Generator) -> Forest:
         """Return the forest among ``count`` features; which parents are exclusive is drawn."""
-        parents = torch.full((count,), -1, dtype=torch.int64, device="cpu")
-        levels = [(0, self.roots)]
-        for _ in range(self.depth):
-            first, last = levels[-1]
-            width = (last - first) * self.branching
-            parents[last : last + width] = torch.arange(first, last, device="cpu").repeat_interleave(self.branching)
-            levels.append((last, last + width))
-        inner = levels[-1][0]
+        inner = self.levels()[-1][0]
         chosen = torch.randperm(inner, generator=generator, device="cpu")[: int(inner * self.exclusive)]
         exclusive = torch.zeros(count, dtype=torch.bool, device="cpu")
         exclusive[chosen] = True
-        return Forest(parents, tuple(levels), exclusive)
+        return Forest(self.parents(count), self.levels(), exclusive)
 
 
 @dataclass(frozen=True)

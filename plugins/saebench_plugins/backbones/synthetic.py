@@ -158,6 +158,13 @@ class Synthetic(Backbone):
             raise RuntimeError("the synthetic backbone is not prepared")
         return self._marginals.to(self._device, torch.float32)
 
+    def parents(self) -> Int[Tensor, " n_features"]:
+        """Return the feature that each one needs to fire, -1 for none."""
+        config = self.config
+        if config.hierarchy is None:
+            return torch.full((config.n_features,), -1, dtype=torch.int64, device="cpu")
+        return config.hierarchy.parents(config.n_features)
+
     def rows_available(self, site: str, split: Split) -> int | None:
         """Rows never end."""
         return None

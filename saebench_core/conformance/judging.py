@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -58,12 +58,20 @@ class Judged:
 
     def again(self, sae: str, context: KitContext | None = None, prepared: Prepared | None = None) -> Scored:
         """Score an SAE once more."""
-        return score_of(self.metric, self.saes[sae], prepared or self.prepared, context or self.context)
+        known = self.saes.get("renumbered")
+        return score_of(self.metric, self.saes[sae], prepared or self.prepared, context or self.context, known)
 
 
-def score_of(metric: Metric, sae: SparseAutoencoder, prepared: Prepared, context: KitContext) -> Scored:
-    """Score one SAE."""
-    return metric.score(Subject(sae, lambda: start_decoder(sae.d_in, sae.d_sae)), prepared, context)
+def score_of(
+    metric: Metric, sae: SparseAutoencoder, prepared: Prepared, context: KitContext, other: SparseAutoencoder | None
+) -> Scored:
+    """Score one SAE; a metric that compares seeds sees ``other`` as what another seed has led to."""
+    others = {1: lambda: _subject(other)} if metric.compares_seeds and other is not None else {}
+    return metric.score(replace(_subject(sae), others=others), prepared, context)
+
+
+def _subject(sae: SparseAutoencoder) -> Subject:
+    return Subject(sae, lambda: start_decoder(sae.d_in, sae.d_sae))
 
 
 class MetricSubject(PluginSubject):
@@ -113,7 +121,7 @@ class MetricSubject(PluginSubject):
         prepared = stored(fresh, self.new_folder())
         batches = backbone_rows(context)
         saes = reference_saes(context.backbone, batches)
-        scored = {name: score_of(self.metric, sae, prepared, context) for name, sae in saes.items()}
+        scored = {name: score_of(self.metric, sae, prepared, context, saes["renumbered"]) for name, sae in saes.items()}
         return Judged(world, self.metric, context, prepared, fresh, saes, scored)
 
     def exercise(self) -> object:
@@ -123,8 +131,8 @@ class MetricSubject(PluginSubject):
             if metric.applicable(backbone) is None:
                 context = self.context(backbone)
                 prepared = metric.prepare(context)
-                sae = reference_saes(context.backbone, backbone_rows(context))["random"]
-                score_of(metric, sae, prepared, context)
+                saes = reference_saes(context.backbone, backbone_rows(context))
+                score_of(metric, saes["random"], prepared, context, saes["renumbered"])
         return metric
 
 

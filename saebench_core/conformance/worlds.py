@@ -31,6 +31,7 @@ __all__ = [
 _ROWS: Final[Mapping[Split, int]] = {"train": 320, "calibration": 320, "evaluation": 320}
 _PART: Final = 64
 _WIDTH: Final = 16
+_ROOTS: Final = 4
 
 
 def planted_rows(count: int, d_in: int, role: str = "rows") -> Float[Tensor, "rows d_in"]:
@@ -100,7 +101,7 @@ class PlantedBackbone(_Stored):
 
     def _dense(self, split: Split) -> Float[Tensor, "rows n_features"]:
         draw = named_generator("conformance", "codes", split)
-        fires = torch.rand(_ROWS[split], _WIDTH, generator=draw, device="cpu") < self.probabilities()
+        fires = torch.rand(_ROWS[split], _WIDTH, generator=draw, device="cpu") < PlantedBackbone.probabilities(self)
         return fires * (0.5 + torch.rand(_ROWS[split], _WIDTH, generator=draw, device="cpu"))
 
     def codes(self, split: Split, start: int, rows: int) -> Codes:
@@ -111,6 +112,24 @@ class PlantedBackbone(_Stored):
 
     def _values(self, split: Split) -> Float[Tensor, "rows d_in"]:
         return self._dense(split) @ self.features()
+
+
+class PlantedTree(PlantedBackbone):
+    """Four features with three children each, which fire only where their parent does; offers `FeatureTree` too."""
+
+    def parents(self) -> Int[Tensor, " n_features"]:
+        """Return the parents."""
+        roots = torch.arange(_ROOTS, device="cpu")
+        return torch.cat([torch.full_like(roots, -1), roots.repeat_interleave(_WIDTH // _ROOTS - 1)])
+
+    def probabilities(self) -> Float[Tensor, " n_features"]:
+        """Return how often each feature fires."""
+        drawn, parents = super().probabilities(), self.parents()
+        return torch.where(parents < 0, drawn, drawn * drawn[parents.clamp(min=0)])
+
+    def _dense(self, split: Split) -> Float[Tensor, "rows n_features"]:
+        drawn, parents = super()._dense(split), self.parents()
+        return drawn * ((parents < 0) | (drawn[:, parents.clamp(min=0)] > 0))
 
 
 class TinyLanguageModel(_Stored):
@@ -227,6 +246,7 @@ class TinyVisionModel(_Stored):
 
 WORLDS: Final[Mapping[str, Callable[[], Backbone]]] = {
     "known features": PlantedBackbone,
+    "known features with parents": PlantedTree,
     "a language model": TinyLanguageModel,
     "a vision model": TinyVisionModel,
     "rows alone": BareBackbone,

@@ -51,10 +51,10 @@ def _ordered(plan: Plan) -> list[Task]:
 
 
 def _ready(task: Task, bench: Workbench) -> bool:
-    """Say whether what a task reads is there; a score needs its own cell's SAE only."""
+    """Say whether what a task reads is there; a score needs its own cell's SAE, and those it is compared with."""
+    mine = {cell.cell_id for cell in (*task.cells, *(other for other, _ in task.beside))}
     for needed in task.needs:
         if needed.kind == "train" and task.kind == "score":
-            mine = {cell.cell_id for cell in task.cells}
             products = [
                 product for cell, product in zip(needed.cells, needed.products, strict=True) if cell.cell_id in mine
             ]

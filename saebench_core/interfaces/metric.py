@@ -122,10 +122,12 @@ class Subject:
     Attributes:
         sae: in raw backbone space, in inference form, on the context's device.
         start_decoder: returns its decoder as it was drawn, before any training, ``(d_sae, d_in)``.
+        others: return the same cell under each other seed, by seed; empty unless `Metric.compares_seeds`.
     """
 
     sae: SparseAutoencoder
     start_decoder: Callable[[], Float[Tensor, "d_sae d_in"]]
+    others: Mapping[int, Callable[[], Subject]] = field(default_factory=dict)
 
 
 class Metric(ABC):
@@ -133,6 +135,9 @@ class Metric(ABC):
 
     version: ClassVar[int] = 1
     """Raised when the same inputs would give another number."""
+
+    compares_seeds: ClassVar[bool] = False
+    """Whether `score` reads `Subject.others`; then it waits until the other seeds are trained."""
 
     @abstractmethod
     def scores(self) -> Mapping[str, ScoreInfo]:

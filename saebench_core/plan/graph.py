@@ -66,6 +66,7 @@ class Task:
         split: for activations.
         rows: for activations.
         metric: for metric and score.
+        beside: for a score that compares seeds, the same cell under the other ones, with their SAEs.
         estimate: expected cost.
     """
 
@@ -79,6 +80,7 @@ class Task:
     split: Split | None = None
     rows: int = 0
     metric: Entry[MetricConfig] | None = None
+    beside: tuple[tuple[Cell, Product], ...] = ()
     estimate: Estimate = Estimate()
 
     def left(self, store: Store) -> int:

@@ -160,6 +160,15 @@ def metric_product(metric: Entry[MetricConfig], site: str, backbone: Mapping[str
     return Product.of("metric", identity)
 
 
-def score_product(sae: Product, metric: Product) -> Product:
-    """Return the product that holds one SAE's scores."""
-    return Product.of("score", {"sae": sae.key, "metric": metric.key, "core": core_digest("score")})
+def score_product(sae: Product, metric: Product, beside: Mapping[int, Product]) -> Product:
+    """Return the product that holds one SAE's scores.
+
+    Args:
+        sae: the SAE.
+        metric: what it is scored with.
+        beside: SAEs of other seeds that the score reads, by seed.
+    """
+    identity: dict[str, Any] = {"sae": sae.key, "metric": metric.key, "core": core_digest("score")}
+    if beside:
+        identity["beside"] = {str(seed): product.key for seed, product in beside.items()}
+    return Product.of("score", identity)

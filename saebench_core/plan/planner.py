@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from saebench_core.catalog import Catalog
@@ -61,8 +62,9 @@ class _Planner:
                 self._measure(cell)
         for group in groups(tuple(cell for cell in everything if not cell.loaded), self.catalog):
             self._train(group)
+        seeds = _by_seed(cells)
         scores = {
-            (cell.cell_id, metric.name): self._score(cell, metric)
+            (cell.cell_id, metric.name): self._score(cell, metric, seeds[_but_for_seed(cell)])
             for cell in cells
             for metric in self.registry.metrics_of(cell)
         }
@@ -195,19 +197,34 @@ class _Planner:
 
         return self._once(make, "metric", metric.name, backbone.name, site)
 
-    def _score(self, cell: Cell, metric: Entry[MetricConfig]) -> Task:
+    def _score(self, cell: Cell, metric: Entry[MetricConfig], seeds: Sequence[Cell]) -> Task:
         train, sae = self._saes[cell.cell_id]
+        others = [other for other in seeds if other is not cell] if metric.instance.compares_seeds else []
+        beside = tuple((other, self._saes[other.cell_id][1]) for other in others)
         prepared = self._metric(metric, cell.backbone, cell.site)
         return self._add(
             Task(
                 "score",
                 f"score | {metric.name} | {cell.label}",
-                (score_product(sae, prepared.products[0]),),
-                (train, prepared),
+                (score_product(sae, prepared.products[0], {other.seed: product for other, product in beside}),),
+                (train, prepared, *(self._saes[other.cell_id][0] for other in others)),
                 (cell,),
                 cell.backbone,
                 cell.site,
                 metric=metric,
+                beside=beside,
                 estimate=score_cost(cell, self.registry.descriptions[cell.backbone.name]),
             )
         )
+
+
+def _but_for_seed(cell: Cell) -> str:
+    """Return what a cell shares with the same cell under other seeds."""
+    return replace(cell, seed=0).cell_id
+
+
+def _by_seed(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(_but_for_seed(cell), []).append(cell)
+    return found

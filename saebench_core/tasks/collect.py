@@ -105,6 +105,9 @@ def _error(task: Task, cell: Cell, store: Store, failures: Failures) -> str | No
     for product in mine or task.products:
         if (error := failures.of(product)) is not None:
             return error
+    for other, product in task.beside:
+        if (error := failures.of(product)) is not None:
+            return f"seed {other.seed}: {error}"
     for needed in task.needs:
         if needed.kind == "train" and needed is not task and task.kind == "score":
             continue  # the SAE is there; only what the score needs beside it can be missing

@@ -61,7 +61,7 @@ def _perform(task: Task, plan: Plan, bench: Workbench) -> None:
         ready = with_measured_l0(task, plan.measured, bench.store)
         train(ready, bench, identity, _twin_folders(task, plan, bench))
     else:
-        trained, prepared = task.needs
+        trained, prepared = task.needs[:2]
         sae = dict(zip((cell.cell_id for cell in trained.cells), trained.products, strict=True))[task.cells[0].cell_id]
         score(task, bench, identity, sae, prepared.products[0])
 

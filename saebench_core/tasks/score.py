@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +16,7 @@ from saebench_core.errors import PluginError
 from saebench_core.interfaces.backbone import Backbone
 from saebench_core.interfaces.metric import Metric, NotApplicable, Prepared, Score, Scored, Subject
 from saebench_core.plan import Product, Task
+from saebench_core.registry import Cell
 from saebench_core.tasks.train import load_statistics, start_of
 from saebench_core.tasks.workbench import PluginContext, ScoringContext, Workbench
 
@@ -74,17 +77,23 @@ def score(task: Task, bench: Workbench, identity: Mapping[str, Any], sae: Produc
             _write_json(folder / "scores.json", {name: {"reason": inputs.reason} for name in metric.scores()})
             return
 
-        def start_decoder() -> torch.Tensor:
-            return start_of(cell, load_statistics(bench, cell, identity)).w_dec.to(bench.device)
-
-        folder_of_sae = bench.store.path(sae.kind, sae.key) / "sae"
-        subject = Subject(bench.load_sae(folder_of_sae), start_decoder)
+        others = {other.seed: partial(_subject, other, product, bench, identity) for other, product in task.beside}
+        subject = replace(_subject(cell, sae, bench, identity), others=others)
         found = metric.score(subject, inputs, _context(task, bench, identity))
         _check(found, metric, task.label)
         _write_json(folder / "scores.json", {name: _plain(value, name, inputs) for name, value in found.scores.items()})
         _write_items(found, folder)
 
     bench.make(task.products[0], build)
+
+
+def _subject(cell: Cell, sae: Product, bench: Workbench, identity: Mapping[str, Any]) -> Subject:
+    """Return a cell's SAE as metrics see it."""
+
+    def start_decoder() -> torch.Tensor:
+        return start_of(cell, load_statistics(bench, cell, identity)).w_dec.to(bench.device)
+
+    return Subject(bench.load_sae(bench.store.path(sae.kind, sae.key) / "sae"), start_decoder)
 
 
 def _check(found: Scored, metric: Metric, label: str) -> None:

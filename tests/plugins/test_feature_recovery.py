@@ -29,7 +29,7 @@ def score(context, decoder, start=None, **config):
     prepared = metric.prepare(context)
     scored = metric.score(Subject(sae, lambda: decoder if start is None else start), prepared, context)
     assert set(scored.scores) == set(metric.scores())
-    return {name: found.value for name, found in scored.scores.items()}, scored, prepared
+    return {name: getattr(found, "value", found) for name, found in scored.scores.items()}, scored, prepared
 
 
 def features(context):
@@ -44,7 +44,8 @@ def test_the_true_dictionary_recovers_everything(context):
     found, scored, prepared = score(context, features(context))
     assert found["fraction_0.8"] == 1.0
     assert found["mean"] == pytest.approx(1.0, abs=1e-6)
-    assert prepared.ceilings == {"fraction_0.8": 1.0, "mean": 1.0}
+    assert set(prepared.ceilings.values()) == {1.0}
+    assert {"fraction_0.7", "fraction_0.8", "fraction_0.9", "mean", "fraction_0.8_group_10"} <= set(prepared.ceilings)
     assert scored.scores["mean"].n == N
 
 
@@ -139,10 +140,55 @@ def test_it_applies_where_the_truth_is_known(context):
         metric.prepare(FakeContext(None, blind))
 
 
-def test_names_follow_the_threshold():
-    assert set(FeatureRecovery(FeatureRecoveryConfig(threshold=0.95)).scores()) == {
+def test_a_group_counts_its_own_features(context):
+    """Of the features by frequency every second is a direction of the decoder, from the middle on all."""
+    order = torch.argsort(context.backbone.probabilities())
+    known = torch.cat([order[: N // 2][::2], order[N // 2 :]])
+    rest = torch.zeros(N - len(known), D)
+    found, scored, _ = score(context, torch.cat([features(context)[known], rest]), quantiles=4)
+    groups = [found[f"fraction_0.8_group_{number}"] for number in range(1, 5)]
+    by_hand = [
+        [c > 0.8 for c, g in zip(scored.items["best_cosine"], scored.items["frequency_group"], strict=True) if g == k]
+        for k in range(4)
+    ]
+    assert groups == [pytest.approx(sum(hits) / len(hits)) for hits in by_hand]
+    assert groups[2:] == [1.0, 1.0]
+    assert groups[0] < 0.8
+    assert scored.scores["fraction_0.8_group_1"].n == 15
+
+
+def test_groups_need_frequencies_that_differ_and_features_enough():
+    alike = FakeContext(
+        None, build("backbone", "synthetic", d_in=D, n_features=N, probability={"type": "constant", "p": 0.05})
+    )
+    found, _, _ = score(alike, random_rows())
+    assert found["fraction_0.8_group_1"].reason == "all features fire equally often"
+    few = FakeContext(None, build("backbone", "synthetic", d_in=D, n_features=3))
+    found, _, _ = score(few, random_rows(), quantiles=4)
+    reasons = [getattr(found[f"fraction_0.8_group_{number}"], "reason", None) for number in range(1, 5)]
+    assert reasons.count("fewer features than the 4 groups") == 1
+
+
+def test_more_is_recovered_at_lower_thresholds(context):
+    truth = features(context)
+    noisy = torch.nn.functional.normalize(truth + 0.16 * normal(N, D, seed=4), dim=1)
+    found, scored, _ = score(context, noisy)
+    best = torch.tensor(scored.items["best_cosine"])
+    for threshold in (0.7, 0.8, 0.9):
+        assert found[f"fraction_{threshold}"] == pytest.approx(float((best > threshold).double().mean()))
+    assert found["fraction_0.7"] > found["fraction_0.8"] > found["fraction_0.9"]
+
+
+def test_names_follow_the_thresholds():
+    named = FeatureRecovery(FeatureRecoveryConfig(threshold=0.95, also=(0.5, 0.95, 0.5), quantiles=2)).scores()
+    assert set(named) == {
         "fraction_0.95",
-        "mean",
         "fraction_0.95_at_start",
+        "fraction_0.5",
+        "fraction_0.5_at_start",
+        "mean",
         "mean_at_start",
+        "fraction_0.95_group_1",
+        "fraction_0.95_group_2",
     }
+    assert [name for name, info in named.items() if info.headline] == ["fraction_0.95", "mean"]

@@ -35,6 +35,8 @@ _OWN = "saebench_core"
 _BATCH = 4096
 _LATENTS = 1024
 _SMALL_NORM = 1e-6
+_SILENT = 1e-5
+"""A code below this share of the row's norm does not fire: a latent that should be at zero is off it by rounding."""
 
 
 class FeatureFiringConfig(MetricConfig):
@@ -45,7 +47,10 @@ class FeatureFiringConfig(MetricConfig):
 
 
 class FeatureFiring(Metric):
-    """Latents as classifiers: each tells whether the feature with the largest ``|cos(f, d_j)|`` is active."""
+    """Latents as classifiers: each tells whether the feature with the largest ``|cos(f, d_j)|`` is active.
+
+    A latent fires where its code is above rounding, 1e-5 of the row's norm.
+    """
 
     def __init__(self, config: FeatureFiringConfig) -> None:
         self.config = config
@@ -144,13 +149,13 @@ class _Tally:
     def add(self, x: Tensor, truth: Codes) -> None:
         """Add activations ``(rows, d_in)`` with their true coefficients."""
         codes = self.sae.encode(x)
-        active = codes.values != 0
+        norms, made = x.double().norm(dim=1), self.sae.decode(codes).double().norm(dim=1)
+        active = codes.values.abs() > _SILENT * norms[codes.selection.rows]
         rows, cols = codes.selection.rows[active], codes.selection.cols[active]
         self.fires += torch.bincount(cols, minlength=self.sae.d_sae)
         known = (truth.selection.rows * self.n_features + truth.selection.cols)[truth.values != 0].to(rows.device)
         hit = torch.isin(rows * self.n_features + self.feature[cols], known)
         self.both += torch.bincount(cols[hit], minlength=self.sae.d_sae)
-        norms, made = x.double().norm(dim=1), self.sae.decode(codes).double().norm(dim=1)
         there = norms > _SMALL_NORM
         self.ratio += float((made[there] / norms[there]).sum())
         self.measured += int(there.sum())

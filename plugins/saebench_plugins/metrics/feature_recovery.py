@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from saebench_core import (
@@ -39,31 +39,55 @@ class FeatureRecoveryConfig(MetricConfig):
     threshold: float = Field(
         0.8, ge=0.0, lt=1.0, description="A feature is recovered if its best cosine is above this."
     )
-    quantiles: PositiveInt = Field(10, description="Frequency groups in the per-item table.")
+    also: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], ...] = Field(
+        (0.7, 0.9), description="Further thresholds that are counted beside it."
+    )
+    quantiles: PositiveInt = Field(10, description="Groups of equal size by frequency, each with a score of its own.")
+
+    @field_validator("also")
+    @classmethod
+    def _ascending(cls, also: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(also)))
 
 
 class FeatureRecovery(Metric):
-    """``R(f) = max_j cos(f, d_j)``, signed; floor: as many isotropic random directions as there are features."""
+    """``R(f) = max_j cos(f, d_j)``, signed; floor: as many isotropic random directions as there are features.
+
+    A cell's own chance line is the score of its start: random directions of its init, as many as it has latents.
+    """
 
     def __init__(self, config: FeatureRecoveryConfig) -> None:
         self.config = config
 
     @property
-    def fraction(self) -> str:
-        """Name of the score that counts recovered features."""
-        return f"fraction_{self.config.threshold:g}"
+    def _counted(self) -> dict[str, float]:
+        """Thresholds by the name of the score that counts features above them; the headline's first."""
+        headline = self.config.threshold
+        every = [headline, *(threshold for threshold in self.config.also if threshold != headline)]
+        return {f"fraction_{threshold:g}": threshold for threshold in every}
+
+    @property
+    def _groups(self) -> list[str]:
+        """Scores of the groups of equal frequency, the rarest first."""
+        return [f"fraction_{self.config.threshold:g}_group_{group}" for group in range(1, self.config.quantiles + 1)]
 
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores."""
-        above = f"share of features with max_j cos(f, d_j) > {self.config.threshold:g}"
+        share = "share of features with max_j cos(f, d_j) > {:g}"
         mean = "mean over features of max_j cos(f, d_j)"
         start = ", of the decoder as it was drawn before training"
-        return {
-            self.fraction: ScoreInfo("higher", "share", 0.0, 1.0, "decoder", above, _SOURCE, headline=True),
-            "mean": ScoreInfo("higher", "cosine", -1.0, 1.0, "decoder", mean, _SOURCE, headline=True),
-            f"{self.fraction}_at_start": ScoreInfo("none", "share", 0.0, 1.0, "decoder", above + start, _SOURCE),
-            "mean_at_start": ScoreInfo("none", "cosine", -1.0, 1.0, "decoder", mean + start, _SOURCE),
-        }
+        named: dict[str, ScoreInfo] = {}
+        for name, threshold in self._counted.items():
+            formula, headline = share.format(threshold), threshold == self.config.threshold
+            named[name] = ScoreInfo("higher", "share", 0.0, 1.0, "decoder", formula, _SOURCE, headline=headline)
+            named[f"{name}_at_start"] = ScoreInfo("none", "share", 0.0, 1.0, "decoder", formula + start, _SOURCE)
+        named["mean"] = ScoreInfo("higher", "cosine", -1.0, 1.0, "decoder", mean, _SOURCE, headline=True)
+        named["mean_at_start"] = ScoreInfo("none", "cosine", -1.0, 1.0, "decoder", mean + start, _SOURCE)
+        for group, name in enumerate(self._groups, 1):
+            within = f", among those of group {group} of {self.config.quantiles} by frequency, 1 the rarest"
+            formula = share.format(self.config.threshold) + within
+            named[name] = ScoreInfo("higher", "share", 0.0, 1.0, "decoder", formula, _SOURCE)
+        return named
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Applies where the true features are known."""
@@ -79,38 +103,50 @@ class FeatureRecovery(Metric):
         generator = named_generator("feature_recovery", "floor", *features.shape)
         random = torch.randn(features.shape, generator=generator, device="cpu").to(features.device)
         chance = best_cosines(features, random)
-        floors = {self.fraction: self._share(chance), "mean": float(chance.double().mean())}
+        floors = {name: _share(chance, threshold) for name, threshold in self._counted.items()}
         return Prepared(
             tensors={"features": features, "probabilities": context.backbone.probabilities()},
-            floors=floors,
-            ceilings={self.fraction: 1.0, "mean": 1.0},
+            floors=floors | {"mean": float(chance.double().mean())},
+            ceilings=dict.fromkeys((*self._counted, "mean", *self._groups), 1.0),
         )
-
-    def _share(self, best: Tensor) -> float:
-        return float((best > self.config.threshold).double().mean())
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Return recovery of the decoder, of its start, and each feature's best cosine with its frequency group."""
         features = prepared.tensors["features"].to(subject.sae.device)
         best = best_cosines(features, subject.sae.w_dec)
         start = best_cosines(features, subject.start_decoder().to(subject.sae.device))
-        n = features.shape[0]
+        probabilities, n = prepared.tensors["probabilities"], features.shape[0]
+        rank = torch.argsort(torch.argsort(probabilities, stable=True), stable=True)
+        group = rank * self.config.quantiles // n
         scores: dict[str, Score | NotApplicable] = {
-            self.fraction: Score(self._share(best), n),
             "mean": Score(float(best.double().mean()), n),
-            f"{self.fraction}_at_start": Score(self._share(start), n),
             "mean_at_start": Score(float(start.double().mean()), n),
         }
-        probabilities = prepared.tensors["probabilities"]
-        rank = torch.argsort(torch.argsort(probabilities, stable=True), stable=True)
+        for name, threshold in self._counted.items():
+            scores[name] = Score(_share(best, threshold), n)
+            scores[f"{name}_at_start"] = Score(_share(start, threshold), n)
+        alike = bool(probabilities.min() == probabilities.max())
+        for number, name in enumerate(self._groups):
+            scores[name] = self._of_group(best[group.to(best.device) == number], alike)
         items = {
             "feature": list(range(n)),
             "probability": probabilities.tolist(),
-            "frequency_group": (rank * self.config.quantiles // n).tolist(),
+            "frequency_group": group.tolist(),
             "best_cosine": best.tolist(),
             "best_cosine_at_start": start.tolist(),
         }
         return Scored(scores, items)
+
+    def _of_group(self, best: Float[Tensor, " features"], alike: bool) -> Score | NotApplicable:
+        if alike:
+            return NotApplicable("all features fire equally often")
+        if best.numel() == 0:
+            return NotApplicable(f"fewer features than the {self.config.quantiles} groups")
+        return Score(_share(best, self.config.threshold), best.numel())
+
+
+def _share(best: Float[Tensor, " features"], threshold: float) -> float:
+    return float((best > threshold).double().mean())
 
 
 def best_cosines(

@@ -1,0 +1,205 @@
+"""Feature absorption: a parent's latent that falls silent where one of its children fires."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from saebench_core import (
+    Backbone,
+    Codes,
+    FeatureTree,
+    GroundTruth,
+    Metric,
+    MetricConfig,
+    MetricContext,
+    MetricSpec,
+    NotApplicable,
+    PluginError,
+    Prepared,
+    Score,
+    Scored,
+    ScoreInfo,
+    SparseAutoencoder,
+    Split,
+    Subject,
+    hookimpl,
+)
+
+_SOURCE = "A is for Absorption (arXiv 2409.14507), on known features"
+_BATCH = 4096
+_SILENT = 1e-5
+"""A code below this share of the row's norm does not fire: a latent that should be at zero is off it by rounding."""
+
+
+class FeatureAbsorptionConfig(MetricConfig):
+    """Configuration of `FeatureAbsorption`."""
+
+    type: Literal["feature_absorption"] = "feature_absorption"
+    threshold: float = Field(
+        0.5, ge=0.0, lt=1.0, description="A feature has a latent if the largest cosine of a direction is above this."
+    )
+    rows: PositiveInt = Field(50_000, description="Evaluation rows.")
+    least: PositiveInt = Field(10, description="Rows that a parent and child need together to count as a pair.")
+
+
+class FeatureAbsorption(Metric):
+    """The latent of a feature is the one with the largest ``cos(f, d_j)``; whether it fires is read off the codes.
+
+    Where parent and child fire together, an SAE is sparser if one latent stands for both. Then the parent's own is
+    silent, with nothing about the parent to tell why. `rate` counts that; `missed` is how often the parent's latent
+    is silent where no child fires, so what is above it has to do with children.
+    """
+
+    def __init__(self, config: FeatureAbsorptionConfig) -> None:
+        self.config = config
+
+    def scores(self) -> Mapping[str, ScoreInfo]:
+        """Name the scores."""
+        least = self.config.least
+        pairs = f"mean over pairs of parent and child that each have a latent of their own and {least} rows together"
+        rate = f"share of the rows with parent and child in which only the child's latent fires, {pairs}"
+        missed = (
+            "share of the rows with the parent and none of its children in which its latent is silent, same parents"
+        )
+        shared = "share of the pairs with rows enough of which both have a latent, and it is the same"
+        return {
+            "rate": ScoreInfo("lower", "share", 0.0, 1.0, "both", rate, _SOURCE, headline=True),
+            "missed": ScoreInfo("lower", "share", 0.0, 1.0, "both", missed, _SOURCE),
+            "shared": ScoreInfo("lower", "share", 0.0, 1.0, "decoder", shared, "saebench_core"),
+        }
+
+    def applicable(self, backbone: Backbone) -> NotApplicable | None:
+        """Applies where features are known of which some fire only beside another."""
+        if not isinstance(backbone, GroundTruth):
+            return NotApplicable("the backbone's true features are not known")
+        if not isinstance(backbone, FeatureTree) or bool((backbone.parents() < 0).all()):
+            return NotApplicable("no feature of the backbone has a parent")
+        return None
+
+    def rows(self) -> Mapping[Split, int]:
+        """Return the evaluation rows."""
+        return {"evaluation": self.config.rows}
+
+    def prepare(self, context: MetricContext) -> Prepared:
+        """Return features and parents."""
+        backbone = context.backbone
+        if self.applicable(backbone) is not None:
+            raise PluginError("feature_absorption was prepared for a backbone whose features have no parents")
+        tensors = {
+            "features": cast(GroundTruth, backbone).features(),
+            "parents": cast(FeatureTree, backbone).parents(),
+        }
+        return Prepared(tensors=tensors, floors={"rate": 1.0, "missed": 1.0}, ceilings={"rate": 0.0, "missed": 0.0})
+
+    def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
+        """Return the scores, and the counts of every child that has rows enough."""
+        sae, reader = subject.sae, context.activations("evaluation", self.config.rows)
+        features, parents = (prepared.tensors[name].to(sae.device) for name in ("features", "parents"))
+        cosine, latent = _own_latents(features, sae.w_dec)
+        tally = _Tally(sae, latent, parents)
+        start = 0
+        for x in reader.batches(_BATCH):
+            tally.add(x, cast(GroundTruth, context.backbone).codes("evaluation", start, x.shape[0]))
+            start += x.shape[0]
+        return self._scored(tally, cosine > self.config.threshold)
+
+    def _scored(self, tally: _Tally, known: Bool[Tensor, " n_features"]) -> Scored:
+        children = (tally.parents >= 0).nonzero()[:, 0]
+        children = children[tally.together[children] >= self.config.least]
+        parents = tally.parents[children]
+        both = known[children] & known[parents]
+        same = tally.latent[children] == tally.latent[parents]
+        apart = both & ~same
+        rate = tally.absorbed[children].double() / tally.together[children]
+        above = torch.unique(parents[apart])
+        above = above[tally.alone[above] > 0]
+        scores: dict[str, Score | NotApplicable] = {
+            "rate": _mean(rate[apart], "no pair of parent and child has a latent each"),
+            "missed": _mean(tally.missed[above].double() / tally.alone[above], "no parent of such a pair fires alone"),
+            "shared": _mean(same[both].double(), "no pair of parent and child has a latent"),
+        }
+        items = {
+            "child": children.tolist(),
+            "parent": parents.tolist(),
+            "together": tally.together[children].tolist(),
+            "absorbed": tally.absorbed[children].tolist(),
+            "child_latent": tally.latent[children].tolist(),
+            "parent_latent": tally.latent[parents].tolist(),
+            "counted": apart.tolist(),
+        }
+        return Scored(scores, items)
+
+
+def _mean(values: Float[Tensor, " values"], otherwise: str) -> Score | NotApplicable:
+    return Score(float(values.mean()), values.numel()) if values.numel() else NotApplicable(otherwise)
+
+
+def _own_latents(
+    features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]
+) -> tuple[Float[Tensor, " n_features"], Int[Tensor, " n_features"]]:
+    unit = torch.nn.functional.normalize(directions, dim=1)
+    parts = [(part @ unit.T).max(dim=1) for part in torch.split(features, 1024)]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+
+
+class _Tally:
+    """Running counts, by feature.
+
+    Attributes:
+        together: rows in which a child and its parent fire.
+        absorbed: of those, rows in which the child's latent fires and the parent's does not.
+        alone: rows in which a parent fires and none of its children.
+        missed: of those, rows in which its latent is silent.
+    """
+
+    def __init__(
+        self, sae: SparseAutoencoder, latent: Int[Tensor, " n_features"], parents: Int[Tensor, " n_features"]
+    ) -> None:
+        self.sae, self.latent, self.parents = sae, latent, parents
+        counts = torch.zeros(4, latent.numel(), dtype=torch.int64, device=sae.device)
+        self.together, self.absorbed, self.alone, self.missed = counts
+
+    def add(self, x: Float[Tensor, "rows d_in"], truth: Codes) -> None:
+        """Add activations with their true coefficients."""
+        count = self.latent.numel()
+        codes = self.sae.encode(x)
+        norms = x.double().norm(dim=1)
+        active = codes.values.abs() > _SILENT * norms[codes.selection.rows]
+        fired = codes.selection.rows[active] * self.sae.d_sae + codes.selection.cols[active]
+        there = truth.values != 0
+        rows, cols = (part[there].to(x.device) for part in (truth.selection.rows, truth.selection.cols))
+        if rows.numel() == 0:
+            return
+        mine = torch.isin(rows * self.sae.d_sae + self.latent[cols], fired)
+        places = rows * count + cols
+        order = places.argsort()
+        above = self.parents[cols]
+        wanted = rows * count + above.clamp(min=0)
+        place = order[torch.searchsorted(places[order], wanted).clamp(max=places.numel() - 1)]
+        paired = (above >= 0) & (places[place] == wanted)
+        self.together += torch.bincount(cols[paired], minlength=count)
+        absorbed = paired & mine & ~mine[place]
+        self.absorbed += torch.bincount(cols[absorbed], minlength=count)
+        alone = torch.ones_like(paired)
+        alone[place[paired]] = False
+        self.alone += torch.bincount(cols[alone], minlength=count)
+        self.missed += torch.bincount(cols[alone & ~mine], minlength=count)
+
+
+@hookimpl
+def register_metrics() -> list[MetricSpec]:
+    """Offer ``feature_absorption``."""
+    return [
+        MetricSpec(
+            config=FeatureAbsorptionConfig,
+            build=FeatureAbsorption,
+            summary="How often a known feature's latent is silent where a child of the feature fires",
+            source=_SOURCE,
+        )
+    ]

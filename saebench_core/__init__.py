@@ -63,6 +63,12 @@ if TYPE_CHECKING:
         TokenBatch as TokenBatch,
         VisionModel as VisionModel,
     )
+    from saebench_core.interfaces.chart import (
+        Chart as Chart,
+        ChartPanel as ChartPanel,
+        Observed as Observed,
+        Series as Series,
+    )
     from saebench_core.interfaces.constraint import (
         BaseDraw as BaseDraw,
         Constraint as Constraint,
@@ -175,6 +181,7 @@ _HOME: dict[str, str] = {
             "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "FeatureTree",
             "GroundTruth", "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
         ),
+        "interfaces.chart": ("Chart", "ChartPanel", "Observed", "Series"),
         "interfaces.constraint": (
             "BaseDraw", "Constraint", "ConstraintConfig", "ConstraintSpec", "Init", "Randomised", "Start", "Statistics",
             "Truth", "draw_directions",

@@ -80,7 +80,7 @@ class CellResult(_Record):
 
     Attributes:
         artifacts: what lies in the workdir, name to path relative to it: ``sae`` (a folder that SAELens loads),
-            ``certificate``, ``curves``, ``items/<metric>``.
+            ``certificate``, ``curves``, ``drift``, ``items/<metric>``.
         l0_target: None where it is measured on a loaded SAE that has not been loaded yet.
         flags: such as ``missed_l0``, ``collapsed``, ``not_converged``.
     """

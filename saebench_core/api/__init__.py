@@ -1,5 +1,6 @@
 """The notebook's and the command line's door: open a registry, plan it, run it, read its results."""
 
+from saebench_core.api.charts import charts_of
 from saebench_core.api.exporting import export_activations
 from saebench_core.api.notebook import run
 from saebench_core.api.opening import Opened, open_registry, plan_registry, reopen
@@ -20,6 +21,7 @@ __all__ = [
     "Results",
     "RunReport",
     "Scores",
+    "charts_of",
     "export_activations",
     "open_registry",
     "plan_registry",

@@ -97,7 +97,10 @@ class CellOutcome:
         return pandas.read_parquet(self.path(f"items/{metric}"))
 
     def path(self, artifact: str) -> Path:
-        """Return where an artifact lies: ``sae`` (a folder), ``certificate``, ``curves``, ``items/<metric>``.
+        """Return where an artifact lies.
+
+        Args:
+            artifact: ``sae`` (a folder), ``certificate``, ``curves``, ``drift``, ``items/<metric>``.
 
         Raises:
             SaebenchError: if the cell has none of that name.

@@ -86,6 +86,7 @@ def report(
     settings: Set = None,
 ) -> None:
     """Write one HTML file with tables, figures, certificates and how to repeat the run. It opens from disk."""
+    from saebench_core.api import charts_of
     from saebench_core.cli.show import descriptions
     from saebench_core.errors import InputError
     from saebench_core.report import write_html
@@ -97,14 +98,19 @@ def report(
         raise InputError(
             f"--output {output}: lies outside the workdir {work.workdir}; give a path below it, or another --workdir"
         )
+    records = work.records()
+    charts, problems = charts_of(work, records)
+    for problem in problems:
+        typer.echo(f"warning: {problem}", err=True)
     command = f"saebench run {registry}" + "".join(f" --set {override}" for override in settings or [])
     write_html(
         path,
         work.sweep(),
-        work.records(),
+        records,
         descriptions=descriptions(work),
         headline=work.registry.headline,
         notice=work.registry.notice,
         commands=["pip install -e .", command, f"saebench report {registry}"],
+        charts=charts,
     )
     typer.echo(str(path))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saebench_core.errors import PluginError
 from saebench_core.interfaces.backbone import Backbone, BackboneDescription
+from saebench_core.interfaces.chart import Chart, Observed
 from saebench_core.interfaces.context import MetricContext, Split
 from saebench_core.interfaces.entry import EntryConfig, Json
 from saebench_core.sae import SparseAutoencoder
@@ -162,6 +163,10 @@ class Metric(ABC):
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Return about how much room `Prepared` takes on the disk, for the plan."""
         return 1 << 20
+
+    def figures(self, found: Sequence[Observed]) -> Sequence[Chart]:
+        """Return charts of the per-item tables of a sweep's cells, for the report."""
+        return ()
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the contents that the metric reads beside its configuration, such as files."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from saebench_core.report.certificates import CertificateRow, certificate_rows
 from saebench_core.report.console import console_text, show
+from saebench_core.report.drift import drift_charts
 from saebench_core.report.frames import long_frame, score_frame, score_lines, tidy, wide_frame
 from saebench_core.report.html import render_html, write_html
-from saebench_core.report.tables import Comparison, Entry, ScoreRow, Verdicts, comparisons
+from saebench_core.report.tables import Comparison, Entry, ScoreRow, Verdicts, comparisons, is_trained
 
 __all__ = [
     "CertificateRow",
@@ -17,6 +18,8 @@ __all__ = [
     "certificate_rows",
     "comparisons",
     "console_text",
+    "drift_charts",
+    "is_trained",
     "long_frame",
     "render_html",
     "score_frame",

@@ -9,9 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from saebench_core.interfaces.chart import Chart
 from saebench_core.report.certificates import certificate_rows
+from saebench_core.report.drawing import drawn
 from saebench_core.report.figures import dot_figures
-from saebench_core.report.lines import line_panels
+from saebench_core.report.lines import score_charts
 from saebench_core.report.tables import Comparison, Verdicts, comparisons
 from saebench_core.report.words import (
     FLAGS,
@@ -73,6 +75,7 @@ def render_html(
     notice: str | None = None,
     verdicts: Verdicts | None = None,
     commands: Sequence[str] | None = None,
+    charts: Sequence[Chart] = (),
 ) -> str:
     """Return the report of a sweep; equal inputs give equal text.
 
@@ -84,6 +87,7 @@ def render_html(
         notice: a line on top about what the numbers may be used for.
         verdicts: what the statistics say, where known.
         commands: how to repeat the run; None for the usual ones.
+        charts: drawn after those of the scores.
     """
     every = comparisons(records, verdicts=verdicts)
     directed = [row.score for comparison in every for row in comparison.rows if row.direction != "none"]
@@ -96,7 +100,11 @@ def render_html(
         "commands": _commands(sweep) if commands is None else commands,
         "comparisons": found,
         "headline": first,
-        "figures": [(figure, line_panels(found, figure.score)) for figure in dot_figures(found, first)],
+        "figures": [
+            (figure, [(chart, drawn(chart)) for chart in score_charts(found, records, figure.score)])
+            for figure in dot_figures(found, first)
+        ],
+        "charts": [(chart, drawn(chart)) for chart in charts],
         "flags": _flags(records),
         "verdict_words": VERDICTS if verdicts else {},
         "definitions": _definitions(records, descriptions or {}),

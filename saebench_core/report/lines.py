@@ -1,118 +1,151 @@
-"""Geometry of a score against L0, one line a constraint, where a sweep has several L0 targets."""
+"""Charts of a score over what varies in a sweep: L0, a number in which entries differ, architectures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, final
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
-from saebench_core.report.figures import Axis, Tick, axis_of
-from saebench_core.report.tables import Comparison, Entry, ScoreRow
-from saebench_core.report.words import entry_text, number
+from saebench_core.interfaces.chart import Chart, ChartPanel, Series
+from saebench_core.report.tables import Block, Comparison, ScoreRow
+from saebench_core.report.words import entry_text, l0_text
+from saebench_core.results import CellRecord
 
-__all__ = ["LinePanel", "line_panels"]
-
-LEFT, RIGHT, TOP, BOTTOM = 52, 420, 12, 236
-LABEL_GAP = 14.0
-STYLES = 6
-"""Line styles of the page; more constraints than that share them, and the labels tell them apart."""
+__all__ = ["Spot", "score_charts"]
 
 
-class Mark(NamedTuple):
-    """The mean at one L0, with its spread."""
+class Spot(NamedTuple):
+    """A score's row at a place."""
 
     x: float
-    y: float
-    low: float
-    high: float
-    title: str
+    row: ScoreRow
 
 
-class Line(NamedTuple):
-    """One constraint."""
-
-    label: str
-    label_y: float
-    trained: bool
-    style: int
-    path: str
-    marks: tuple[Mark, ...]
-
-
-@final
-@dataclass(frozen=True)
-class LinePanel:
-    """One backbone, site and architecture."""
-
-    title: str
-    summary: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    floor: float | None
-    ceiling: float | None
+def score_charts(found: Sequence[Comparison], records: Sequence[CellRecord], score: str) -> list[Chart]:
+    """Return the charts of a score: one for each number that varies, one of architectures where there are several."""
+    rows = [
+        (comparison.block, row)
+        for comparison in found
+        for row in comparison.rows
+        if row.score == score and any(entry.values for entry in row.entries)
+    ]
+    over = [_over_l0(rows, score)]
+    if any(row.direction != "none" for _, row in rows):
+        over += [*_over_numbers(rows, records, score), _over_architectures(rows, score)]
+    return [chart for chart in over if chart is not None]
 
 
-def line_panels(found: Sequence[Comparison], score: str) -> list[LinePanel]:
-    """Return a panel for each backbone, site and architecture that was trained at more than one L0."""
-    groups: dict[tuple[str, str, str], list[tuple[float, ScoreRow]]] = {}
-    for comparison in found:
-        for row in comparison.rows:
-            l0 = comparison.block.l0_target
-            if l0 is not None and row.score == score and any(entry.values for entry in row.entries):
-                groups.setdefault(comparison.block[:3], []).append((l0, row))
-    several = {
-        key: sorted(rows, key=lambda pair: pair[0]) for key, rows in groups.items() if len({l0 for l0, _ in rows}) > 1
-    }
+def _over_l0(rows: Sequence[tuple[Block, ScoreRow]], score: str) -> Chart | None:
+    groups: dict[tuple[str, str, str], list[Spot]] = {}
+    for block, row in rows:
+        if block.l0_target is not None and block.l0_target > 0:
+            groups.setdefault(block[:3], []).append(Spot(block.l0_target, row))
+    titled = {f"{b} / {s} · {a}": spots for (b, s, a), spots in groups.items()}
+    return _chart(titled, score, "L0", log=True)
+
+
+def _over_numbers(rows: Sequence[tuple[Block, ScoreRow]], records: Sequence[CellRecord], score: str) -> list[Chart]:
+    charts = []
+    for kind, rest in (("backbone", "architecture"), ("architecture", "backbone")):
+        entries = {getattr(record.result, kind).name: _flat(getattr(record.result, kind).config) for record in records}
+        key = varying(entries)
+        if key is None:
+            continue
+        counts = Counter((getattr(block, kind), getattr(block, rest), block.site) for block, _ in rows)
+        titled: dict[str, list[Spot]] = {}
+        for block, row in rows:
+            several = counts[getattr(block, kind), getattr(block, rest), block.site] > 1  # L0s of one world
+            parts = [getattr(block, rest), *([block.site] if kind == "architecture" else [])]
+            title = " · ".join(parts + ([l0_text(block.l0_target)] if several else []))
+            titled.setdefault(title, []).append(Spot(float(entries[getattr(block, kind)][key]), row))
+        chart = _chart(titled, score, key, log=_wide(titled))
+        if chart is not None:
+            charts.append(chart)
+    return charts
+
+
+def varying(entries: Mapping[str, Mapping[str, float]]) -> str | None:
+    """Return the number in which entries differ: the first one by which they have an order, or None.
+
+    Of several that differ, such as the number of features and the probability that keeps their sum, the first stands
+    for all only if the others rise or fall with it.
+    """
+    if len(entries) < 2:
+        return None
+    shared = set.intersection(*(set(entry) for entry in entries.values()))
+    keys = [key for key in next(iter(entries.values())) if key in shared]
+    differing = [key for key in keys if len({entry[key] for entry in entries.values()}) > 1]
+    if not differing or len({entry[differing[0]] for entry in entries.values()}) < len(entries):
+        return None
+    ordered = sorted(entries.values(), key=lambda entry: entry[differing[0]])
+    for key in differing[1:]:
+        steps = [after[key] - before[key] for before, after in pairwise(ordered)]
+        if not (all(step >= 0 for step in steps) or all(step <= 0 for step in steps)):
+            return None
+    return differing[0]
+
+
+def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a configuration by dotted key, in its order; a list of one number is that number."""
+    found: dict[str, float] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
+            found |= _flat({key: value[0]}, prefix)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            found[prefix + key] = float(value)
+    return found
+
+
+def _wide(titled: Mapping[str, Sequence[Spot]]) -> bool:
+    places = [spot.x for spots in titled.values() for spot in spots]
+    return min(places) > 0 and max(places) >= 8 * min(places)
+
+
+def _over_architectures(rows: Sequence[tuple[Block, ScoreRow]], score: str) -> Chart | None:
+    names = tuple(dict.fromkeys(block.architecture for block, _ in rows))
+    titled: dict[str, list[Spot]] = {}
+    for block, row in rows:
+        title = f"{block.backbone} / {block.site} · {l0_text(block.l0_target)}"
+        titled.setdefault(title, []).append(Spot(names.index(block.architecture), row))
+    return _chart(titled, score, "architecture", names=names)
+
+
+def _chart(
+    titled: Mapping[str, Sequence[Spot]], score: str, label: str, *, log: bool = False, names: tuple[str, ...] = ()
+) -> Chart | None:
+    """Return a chart of the groups that have more than one place."""
+    several = {title: spots for title, spots in titled.items() if len({spot.x for spot in spots}) > 1}
     if not several:
-        return []
-    axis = axis_of([row for rows in several.values() for _, row in rows], BOTTOM, TOP)
-    return [_panel(key, rows, axis) for key, rows in several.items()]
+        return None
+
+    def where(x: float) -> str:
+        return names[int(x)] if names else f"{label} {x:g}"
+
+    panels = tuple(_panel(title, sorted(spots, key=lambda spot: spot.x), where) for title, spots in several.items())
+    caption = "mean and standard deviation over seeds"
+    return Chart(f"{score} by {label}", caption, label, score, panels, x_log=log, x_names=names)
 
 
-def _panel(key: tuple[str, str, str], rows: Sequence[tuple[float, ScoreRow]], axis: Axis) -> LinePanel:
-    backbone, site, architecture = key
-    logs = [math.log(l0) if l0 > 0 else 0.0 for l0, _ in rows]
-    across = Axis(logs[0], max(logs[-1], logs[0] + 1e-9), LEFT + 14, RIGHT - 14)
-    places = {l0: across.place(log) for (l0, _), log in zip(rows, logs, strict=True)}
-    names = list(dict.fromkeys(entry.constraint for _, row in rows for entry in row.entries))
-    lines = [_line(name, index, rows, places, axis) for index, name in enumerate(names)]
-    score, last = rows[0][1].score, rows[-1][1]
-    title = f"{backbone} / {site} · {architecture}"
-    return LinePanel(
-        title,
-        f"{score} against L0, {title}; at L0 {rows[-1][0]:g}: "
-        + ", ".join(f"{entry.constraint} {number(entry.mean)}" for entry in last.entries),
-        tuple(_spread_labels([line for line in lines if line.marks])),
-        tuple(Tick(x, f"{l0:g}") for l0, x in places.items()),
-        axis.ticks(),
-        None if last.floor is None else axis.place(last.floor),
-        None if last.ceiling is None else axis.place(last.ceiling),
+def _panel(title: str, spots: Sequence[Spot], where: Callable[[float], str]) -> ChartPanel:
+    names = dict.fromkeys(entry.constraint for spot in spots for entry in spot.row.entries)
+    series = tuple(_series(name, spots, where) for name in names)
+    last = spots[-1].row
+    levels = {name: value for name, value in (("floor", last.floor), ("ceiling", last.ceiling)) if value is not None}
+    return ChartPanel(title, tuple(one for one in series if one.x), levels)
+
+
+def _series(name: str, spots: Sequence[Spot], where: Callable[[float], str]) -> Series:
+    found = [
+        (spot.x, entry) for spot in spots for entry in spot.row.entries if entry.constraint == name and entry.values
+    ]
+    return Series(
+        name,
+        tuple(x for x, _ in found),
+        tuple(entry.mean or 0.0 for _, entry in found),
+        any(entry.trained for _, entry in found),
+        tuple(entry.sd or 0.0 for _, entry in found),
+        tuple(f"{name}, {where(x)}: {entry_text(entry)} (n={entry.n})" for x, entry in found),
     )
-
-
-def _line(
-    name: str, index: int, rows: Sequence[tuple[float, ScoreRow]], places: dict[float, float], axis: Axis
-) -> Line:
-    entries = [(l0, entry) for l0, row in rows for entry in row.entries if entry.constraint == name]
-    marks = tuple(_mark(places[l0], l0, entry, axis) for l0, entry in entries if entry.values)
-    path = " ".join(f"{'L' if place else 'M'}{mark.x} {mark.y}" for place, mark in enumerate(marks))
-    end = marks[-1].y if marks else 0.0
-    trained = any(entry.trained for _, entry in entries)
-    return Line(name, end, trained, 0 if trained else 1 + (index - 1) % (STYLES - 1), path, marks)
-
-
-def _mark(x: float, l0: float, entry: Entry, axis: Axis) -> Mark:
-    mean, spread = entry.mean or 0.0, entry.sd or 0.0
-    title = f"{entry.constraint}, L0 {l0:g}: {entry_text(entry)} (n={entry.n})"
-    return Mark(x, axis.place(mean), axis.place(mean - spread), axis.place(mean + spread), title)
-
-
-def _spread_labels(lines: Sequence[Line]) -> list[Line]:
-    """Move the labels at the lines' ends apart, top to bottom."""
-    moved: list[Line] = []
-    for line in sorted(lines, key=lambda line: line.label_y):
-        above = moved[-1].label_y + LABEL_GAP if moved else line.label_y
-        moved.append(line._replace(label_y=max(line.label_y, above)))
-    return moved

@@ -65,6 +65,7 @@ def collect_record(cell: Cell, plan: Plan, store: Store, failures: Failures, wor
     artifacts = {"sae": f"{base}/sae", "certificate": f"{base}/certificate.json"}
     if (folder / "curves.jsonl").is_file():  # a loaded SAE has none
         artifacts["curves"] = f"{base}/curves.jsonl"
+        artifacts["drift"] = f"{base}/drift.json"
     done = [store.facts(product.kind, product.key)]
     seconds: dict[str, float] = json.loads((folder / "seconds.json").read_text(encoding="utf-8"))
     metrics: dict[str, MetricValue] = {}

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from saebench_core.report import certificate_rows, comparisons, console_text, render_html, show, tidy, write_html
+from saebench_core.report.drawing import drawn
 from saebench_core.report.figures import dot_figures
-from saebench_core.report.lines import line_panels
+from saebench_core.report.lines import score_charts
 from saebench_core.report.tables import Block
 from saebench_core.report.words import number
 from tests.helpers.records import REGISTRY, digest, metric, record, records, sweep
@@ -290,13 +291,15 @@ def test_several_l0_are_drawn_as_lines():
         cell.model_copy(update={"result": cell.result.model_copy(update={"l0_target": l0})})
         for cell, l0 in zip(cells, targets, strict=True)
     ]
-    (panel,) = line_panels(comparisons(cells), EV)
+    (chart,) = score_charts(comparisons(cells), cells, EV)
+    assert chart.x_log and chart.x_label == "L0"
+    (panel,) = drawn(chart)
     assert [tick.text for tick in panel.x_ticks] == ["20", "40"]
     assert panel.lines[0].label == "trained" and panel.lines[0].style == 0
     assert panel.lines[2].label_y - panel.lines[1].label_y >= 14  # equal values, labels apart
     assert panel.lines[0].marks[0].title == "trained, L0 20: 0.830 ± 0.071 (n=2)"
-    assert line_panels(comparisons(records()), EV) == []
-    assert "every seed, L0 by L0" in render_html(sweep(cells), cells)
+    assert score_charts(comparisons(records()), records(), EV) == []
+    assert "every seed" in render_html(sweep(cells), cells)
 
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -2.5])

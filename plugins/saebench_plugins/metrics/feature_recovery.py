@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, PositiveInt, field_validator
 from torch import Tensor
 
 from saebench_core import (
     Backbone,
+    Chart,
     GroundTruth,
     Metric,
     MetricConfig,
     MetricContext,
     MetricSpec,
     NotApplicable,
+    Observed,
     PluginError,
     Prepared,
     Score,
@@ -27,6 +29,7 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
+from saebench_plugins.metrics._recovery_charts import recovery_charts
 
 _SOURCE = "Sanity Checks for SAEs, eq. 6"
 _CHUNK = 1024
@@ -69,7 +72,14 @@ class FeatureRecovery(Metric):
     @property
     def _groups(self) -> list[str]:
         """Scores of the groups of equal frequency, the rarest first."""
-        return [f"fraction_{self.config.threshold:g}_group_{group}" for group in range(1, self.config.quantiles + 1)]
+        count = self.config.quantiles
+        digits = len(str(count))
+        return [f"fraction_{self.config.threshold:g}_group_{group:0{digits}}" for group in range(1, count + 1)]
+
+    def _group_of(self, probabilities: Float[Tensor, " n_features"]) -> Int[Tensor, " n_features"]:
+        """Return every feature's group by frequency, from 0 for the rarest."""
+        rank = torch.argsort(torch.argsort(probabilities, stable=True), stable=True)
+        return rank * self.config.quantiles // probabilities.numel()
 
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores."""
@@ -104,8 +114,13 @@ class FeatureRecovery(Metric):
         random = torch.randn(features.shape, generator=generator, device="cpu").to(features.device)
         chance = best_cosines(features, random)
         floors = {name: _share(chance, threshold) for name, threshold in self._counted.items()}
+        probabilities = context.backbone.probabilities()
+        group = self._group_of(probabilities)
+        for number, name in enumerate(self._groups):
+            own = chance[group == number]
+            floors |= {name: _share(own, self.config.threshold)} if own.numel() else {}
         return Prepared(
-            tensors={"features": features, "probabilities": context.backbone.probabilities()},
+            tensors={"features": features, "probabilities": probabilities},
             floors=floors | {"mean": float(chance.double().mean())},
             ceilings=dict.fromkeys((*self._counted, "mean", *self._groups), 1.0),
         )
@@ -116,8 +131,7 @@ class FeatureRecovery(Metric):
         best = best_cosines(features, subject.sae.w_dec)
         start = best_cosines(features, subject.start_decoder().to(subject.sae.device))
         probabilities, n = prepared.tensors["probabilities"], features.shape[0]
-        rank = torch.argsort(torch.argsort(probabilities, stable=True), stable=True)
-        group = rank * self.config.quantiles // n
+        group = self._group_of(probabilities)
         scores: dict[str, Score | NotApplicable] = {
             "mean": Score(float(best.double().mean()), n),
             "mean_at_start": Score(float(start.double().mean()), n),
@@ -136,6 +150,10 @@ class FeatureRecovery(Metric):
             "best_cosine_at_start": start.tolist(),
         }
         return Scored(scores, items)
+
+    def figures(self, found: Sequence[Observed]) -> Sequence[Chart]:
+        """Return every feature's best cosine, sorted, and recovery against frequency, twins overlaid."""
+        return recovery_charts(found, self.config.threshold)
 
     def _of_group(self, best: Float[Tensor, " features"], alike: bool) -> Score | NotApplicable:
         if alike:

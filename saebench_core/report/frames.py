@@ -105,8 +105,12 @@ def score_frame(scores: Mapping[str, MetricValue]) -> pandas.DataFrame:
 
 
 def score_lines(scores: Mapping[str, MetricValue]) -> str:
-    """Return the scores of one SAE as aligned lines; what does not apply has its reason."""
+    """Return the scores of one SAE as aligned lines; what does not apply has its reason.
+
+    A metric of which no score applies, all for one reason, is one line.
+    """
     head = ["", "value", "floor", "ceiling"]
+    scores = _told_once(scores)
     rows = [
         [name, *(number(value) for value in (metric.value, metric.floor, metric.ceiling))]
         for name, metric in scores.items()
@@ -118,6 +122,14 @@ def score_lines(scores: Mapping[str, MetricValue]) -> str:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append(plain("  ".join([*cells, *([reason] if reason else [])]).rstrip()))
     return "\n".join(lines)
+
+
+def _told_once(scores: Mapping[str, MetricValue]) -> dict[str, MetricValue]:
+    reasons: dict[str, set[str | None]] = {}
+    for name, metric in scores.items():
+        reasons.setdefault(name.split("/")[0], set()).add(None if metric.status == "ok" else metric.reason)
+    silent = {metric for metric, found in reasons.items() if len(found) == 1 and None not in found}
+    return {name.split("/")[0] if name.split("/")[0] in silent else name: metric for name, metric in scores.items()}
 
 
 def _frame(rows: Sequence[Mapping[str, Any]], types: Mapping[str, str]) -> pandas.DataFrame:

@@ -73,7 +73,7 @@ def test_keys_have_type_default_and_meaning(tmp_path):
         "default": 0.8,
         "description": "Smallest cosine of a direction with its start.",
     }
-    assert fields["init"]["type"] == "iso or cov or kaiming"
+    assert fields["init"]["type"] == "iso or cov or kaiming or truth"
     twin = {field["key"]: field for field in info("pretrained", cwd=tmp_path)["config"]}["twin"]
     assert (twin["type"], twin["required"], twin["default"]) == ("mapping", True, None)
 
@@ -81,7 +81,9 @@ def test_keys_have_type_default_and_meaning(tmp_path):
 def test_keys_inside_keys_are_described(tmp_path):
     nested = info("synthetic", cwd=tmp_path)["nested"]
     assert [(part["key"], part["type"]) for part in nested] == [
-        ("probability", "constant"), ("probability", "log_uniform"),
+        ("probability", "constant"), ("probability", "log_uniform"), ("probability", "zipf"), ("probability", "linear"),
+        ("correlation", "low_rank"), ("correlation", "full"), ("hierarchy", None),
+        ("magnitude", "rectified_normal"), ("orthogonalise", None),
     ]  # fmt: skip
     assert [field["key"] for field in nested[1]["config"]] == ["low", "high"]
     lines = call("plugins", "info", "synthetic", cwd=tmp_path).out

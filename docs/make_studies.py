@@ -1,0 +1,281 @@
+"""Fills the tables and figures of the studies from what a workdir has, and from what is stored beside the pages.
+
+``python docs/make_studies.py collect paper-synthetic --workdir .saebench`` stores the results of a preset in
+``docs/studies/data``; ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check``
+says what in them is not made from it.
+
+A page asks for a table or a figure in a comment, and what follows it up to the next ``<!-- end -->`` is written anew::
+
+    <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
+    <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
+    <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
+
+Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
+the paper's row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any, Final
+
+from saebench_core.api import charts_of, open_registry
+from saebench_core.interfaces.chart import Chart, ChartPanel, Series
+from saebench_core.report import comparisons
+from saebench_core.report.drawing import DrawnPanel, drawn
+from saebench_core.report.lines import score_charts
+from saebench_core.report.words import number
+
+FOLDER: Final = Path(__file__).parent / "studies"
+AXES: Final = ("backbone", "architecture", "constraint", "l0")
+MARKED: Final = re.compile(r"<!-- (table|figure) (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+DIGITS: Final = 6
+Row = Mapping[str, Any]
+
+
+def collect(preset: str, workdir: Path) -> dict[str, Any]:
+    """Return the results of a preset that a page can ask for: scores of every cell, and charts."""
+    opened = open_registry(f"preset:{preset}", workdir)
+    records = opened.records()
+    cells = [record for record in records if record.result.status == "done"]
+    charts, problems = charts_of(opened, cells)
+    for problem in problems:
+        sys.stderr.write(f"warning: {problem}\n")
+    found = comparisons(cells)
+    for score in dict.fromkeys(name for record in cells for name in record.result.metrics):
+        charts += score_charts(found, cells, score)
+    environment = opened.sweep().environment
+    kept = ("saebench-core", "torch", "scikit-learn")
+    return {
+        "preset": preset,
+        "versions": {name: environment[name] for name in kept if name in environment},
+        "cells": [_row(record) for record in cells],
+        "left": sum(record.result.status != "done" for record in records if record.result.status != "excluded"),
+        "hours": round(sum(sum(record.seconds.values()) for record in cells) / 3600, 2),
+        "charts": {chart.title: _rounded(asdict(chart)) for chart in charts},
+    }
+
+
+def _row(record: Any) -> dict[str, Any]:
+    result = record.result
+    return {
+        "backbone": result.backbone.name,
+        "architecture": result.architecture.name,
+        "constraint": result.constraint.name,
+        "l0": result.l0_target,
+        "seed": result.seed,
+        "flags": list(result.flags),
+        "steps": record.params.get("steps"),
+        "scores": {
+            name: _rounded(value.value) for name, value in sorted(result.metrics.items()) if value.value is not None
+        },
+        "floors": {
+            name: _rounded(value.floor) for name, value in sorted(result.metrics.items()) if value.floor is not None
+        },
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def stored(preset: str) -> dict[str, Any]:
+    """Return what is stored of a preset."""
+    found: dict[str, Any] = json.loads((FOLDER / "data" / f"{preset}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def table(cells: Sequence[Row], asked: Mapping[str, str]) -> str:
+    """Return a Markdown table of means over seeds."""
+    chosen = [
+        cell for cell in cells if all(f"{cell[axis]}" in asked[axis].split(",") for axis in AXES if axis in asked)
+    ]
+    rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
+    by_score = "scores" in asked
+    columns = (
+        asked["scores"].split(",") if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
+    )
+    lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for row in rows:
+        mine = [cell for cell in chosen if str(cell[asked["rows"]]) == row]
+        texts = [
+            _text(mine, column)
+            if by_score
+            else _text([c for c in mine if str(c[asked["columns"]]) == column], asked["score"])
+            for column in columns
+        ]
+        lines.append(f"| {row} | {' | '.join(texts)} |")
+    paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
+    if paper:
+        lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
+    return "\n".join(lines)
+
+
+def _text(cells: Sequence[Row], score: str) -> str:
+    values = [cell["scores"][score] for cell in cells if score in cell["scores"]]
+    if not values:
+        return ""
+    mark = " !" if any("not_converged" in cell["flags"] for cell in cells) else ""
+    spread = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
+    return f"{number(statistics.fmean(values))}{spread}{mark}"
+
+
+def _chart(plain: Mapping[str, Any]) -> Chart:
+    panels = tuple(
+        ChartPanel(panel["title"], tuple(_series(one) for one in panel["series"]), panel["levels"])
+        for panel in plain["panels"]
+    )
+    return Chart(**{**plain, "panels": panels, "x_names": tuple(plain["x_names"])})
+
+
+def _series(plain: Mapping[str, Any]) -> Series:
+    lists = {name: tuple(plain[name]) for name in ("x", "y", "spread", "notes")}
+    return Series(**{**plain, **lists})
+
+
+STYLE: Final = """
+text{font:12.5px system-ui,sans-serif;fill:#1b1f24} .tick{fill:#5b6470;font-size:11.5px} .title{font-weight:600}
+.grid{stroke:#d9dde3} .level,.floor{stroke:#5b6470;stroke-dasharray:5 4}
+.ceiling{stroke:#0a7a3c;stroke-dasharray:1.5 3.5}
+.line path{fill:none;stroke:var(--c);stroke-width:1.8} .line line{stroke:var(--c)}
+.line circle,.line rect,.line text{fill:var(--c)} .s0 path{stroke-width:2.8}
+.s0{--c:#0060a8} .s1{--c:#b84a00} .s2{--c:#007a5e} .s3{--c:#8a3a7a} .s4{--c:#6b5900} .s5{--c:#4a4f57}
+.s2 path{stroke-dasharray:7 3} .s3 path{stroke-dasharray:2 3} .s4 path{stroke-dasharray:9 3 2 3}
+.s5 path{stroke-dasharray:4 2}
+"""
+WIDTH, HEIGHT = 590, 300
+
+
+def picture(chart: Chart, wanted: Sequence[str] = ()) -> str:
+    """Return a chart as an SVG file, two panels in a row.
+
+    Args:
+        chart: the chart.
+        wanted: parts of the titles of panels; empty for all.
+    """
+    panels = [panel for panel in drawn(chart) if not wanted or any(part in panel.title for part in wanted)]
+    across = min(2, len(panels))
+    size = (WIDTH * across, HEIGHT * -(-len(panels) // 2))
+    body = [
+        f'<g transform="translate({WIDTH * (place % 2)},{HEIGHT * (place // 2)})">{_panel(panel)}</g>'
+        for place, panel in enumerate(panels)
+    ]
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" role="img">'
+    return "\n".join(
+        [head, f"<style>{STYLE}</style>", '<rect width="100%" height="100%" fill="#fff"/>', *body, "</svg>\n"]
+    )
+
+
+def _panel(panel: DrawnPanel) -> str:
+    parts = [
+        f"<title>{escape(panel.summary)}</title>",
+        f'<text class="title" x="52" y="16">{escape(panel.title)}</text>',
+    ]
+    parts.append('<g transform="translate(0,22)">')
+    for tick in panel.y_ticks:
+        parts.append(f'<line class="grid" x1="52" x2="420" y1="{tick.x}" y2="{tick.x}"/>')
+        parts.append(f'<text class="tick" x="46" y="{tick.x + 4}" text-anchor="end">{escape(tick.text)}</text>')
+    parts += [
+        f'<text class="tick" x="{t.x}" y="252" text-anchor="middle">{escape(t.text)}</text>' for t in panel.x_ticks
+    ]
+    parts.append(f'<text class="tick" x="236" y="270" text-anchor="middle">{escape(panel.x_label)}</text>')
+    for level in panel.levels:
+        kind = level.name if level.name in ("floor", "ceiling") else "level"
+        parts.append(f'<line class="{kind}" x1="52" x2="420" y1="{level.y}" y2="{level.y}"/>')
+    for line in panel.lines:
+        marks = [
+            f'<line x1="{mark.x}" x2="{mark.x}" y1="{mark.low}" y2="{mark.high}"/>'
+            + (
+                f'<circle cx="{mark.x}" cy="{mark.y}" r="4.5"/>'
+                if line.trained
+                else f'<rect x="{round(mark.x - 3.6, 2)}" y="{round(mark.y - 3.6, 2)}" width="7.2" height="7.2"/>'
+            )
+            for mark in line.marks
+        ]
+        path = f'<path d="{line.path}"/>' if line.path else ""
+        label = f'<text x="428" y="{line.label_y + 4}">{escape(line.label)}</text>'
+        parts.append(f'<g class="line s{line.style}">{path}{"".join(marks)}{label}</g>')
+    return "\n".join([*parts, "</g>"])
+
+
+def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
+    """Return a page with its tables and figures made anew, and the pictures by file name.
+
+    Raises:
+        KeyError: if a page asks for what is not stored.
+    """
+    pictures: dict[str, str] = {}
+
+    def make(match: re.Match[str]) -> str:
+        kind, words = match.groups()
+        asked = dict(word.split("=", 1) for word in shlex.split(words))
+        data = stored(asked["data"])
+        if kind == "table":
+            made = table(data["cells"], asked)
+        else:
+            chart = _chart(data["charts"][asked["chart"]])
+            slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
+            pictures[f"{page}-{slug}.svg"] = picture(
+                chart, asked.get("panels", "").split("|") if "panels" in asked else ()
+            )
+            made = f"![{chart.title}](images/{page}-{slug}.svg)"
+        return f"<!-- {kind} {words} -->\n\n{made}\n\n<!-- end -->"
+
+    return MARKED.sub(make, text), pictures
+
+
+def write(check: bool) -> list[str]:
+    """Write all pages and pictures; with ``check`` write nothing and return what differs."""
+    differing = []
+    for path in sorted(FOLDER.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        made, pictures = filled(path.stem, text)
+        files = {path: made, **{FOLDER / "images" / name: content for name, content in pictures.items()}}
+        for place, content in files.items():
+            if place.is_file() and place.read_text(encoding="utf-8") == content:
+                continue
+            differing.append(place.relative_to(FOLDER).as_posix())
+            if not check:
+                place.parent.mkdir(exist_ok=True)
+                place.write_text(content, encoding="utf-8")
+    return differing
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Collect, write or check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not made from the data")
+    commands = parser.add_subparsers(dest="command")
+    collecting = commands.add_parser("collect", help="store the results of presets")
+    collecting.add_argument("presets", nargs="+", metavar="PRESET")
+    collecting.add_argument("--workdir", type=Path, default=Path(".saebench"))
+    given = parser.parse_args(arguments)
+    for preset in given.presets if given.command == "collect" else ():
+        found = collect(preset, given.workdir)
+        place = FOLDER / "data" / f"{preset}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(
+            json.dumps(found, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
+        )
+        sys.stdout.write(f"{place}: {len(found['cells'])} cells, {found['left']} left\n")
+    differing = write(given.check)
+    for name in differing:
+        sys.stdout.write(f"{'differs' if given.check else 'written'}: {name}\n")
+    return 1 if given.check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

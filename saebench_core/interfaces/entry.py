@@ -25,11 +25,16 @@ class EntryConfig(Model):
     bookkeeping: ClassVar[frozenset[str]] = frozenset({"name", "only"})
     """Keys that place the entry in the registry and do not change what it computes."""
 
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys that came after results were stored: no part of an entry's identity while they have their default."""
+
     name: str | None = Field(None, description="Name of the entry, unique in its list; by default made from its type.")
 
     def identity(self) -> dict[str, Any]:
-        """Return the JSON form of what shapes results: every key but the bookkeeping."""
-        return self.model_dump(mode="json", exclude=set(self.bookkeeping))
+        """Return the JSON form of what shapes results: no bookkeeping, no later key that has its default."""
+        fields = type(self).model_fields
+        unsaid = {key for key in self.later if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
+        return self.model_dump(mode="json", exclude=set(self.bookkeeping) | unsaid)
 
 
 def entry_type(config: type[EntryConfig]) -> str:

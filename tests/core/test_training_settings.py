@@ -74,6 +74,17 @@ def test_defaults_scale_with_the_budget():
     assert parse(steps=1).dead_window >= 1
 
 
+def test_a_gain_scales_the_encoder_alone_and_leaves_ids_as_they_were():
+    plain, soft = parse(steps=10), parse(steps=10, encoder_gain=0.25)
+    assert "encoder_gain" not in plain.model_dump()
+    assert soft.model_dump()["encoder_gain"] == 0.25
+    usual, scaled = (make_trainee("topk", "trained", training=training).sae for training in (plain, soft))
+    assert torch.equal(scaled.w_enc, 0.25 * usual.w_enc)
+    assert torch.equal(scaled.w_dec, usual.w_dec)
+    untrained = [make_trainee("topk", "untrained", training=training).sae.w_enc for training in (plain, soft)]
+    assert torch.equal(*untrained)  # as drawn
+
+
 def test_learning_rate_warms_up_stays_and_decays():
     schedule = parse(steps=100, warmup_steps=4, decay_fraction=0.2)
     factors = [schedule.lr_factor(step) for step in range(100)]

@@ -281,7 +281,8 @@ def test_what_they_randomise():
 def test_the_preset_runs_all_constraints_that_are_installed(tmp_path):
     opened = api.open_registry("preset:more-baselines", tmp_path)
     used = {cell.constraint.type for cell in opened.registry.cells}
-    assert used == set(built_in().names("constraint"))
+    references = {"matching_pursuit", "fitted_dictionary"}
+    assert used == set(built_in().names("constraint")) - references
 
 
 def test_a_short_run_of_the_preset_is_whole_and_scored(tmp_path):

@@ -45,6 +45,14 @@ def test_parents_by_hand():
     assert int(half.exclusive.sum()) == 4 and not bool(half.exclusive[8:].any())
 
 
+def test_a_backbone_tells_its_parents_before_it_is_prepared():
+    keys = {"d_in": 6, "n_features": 30}
+    tree = Synthetic(SyntheticConfig.model_validate(keys | {"hierarchy": {"roots": 2, "branching": 3, "depth": 2}}))
+    assert tree.parents().tolist() == Hierarchy(roots=2, branching=3, depth=2).grow(30, generator(0)).parents.tolist()
+    flat = Synthetic(SyntheticConfig.model_validate(keys))
+    assert flat.parents().tolist() == [-1] * 30
+
+
 def test_synth_sae_benchs_forest_has_10880_features():
     assert Hierarchy().size == 128 * (1 + 4 + 16 + 64) == 10_880
 

@@ -122,7 +122,8 @@ def test_every_cell_is_done_beside_built_ins(world):
     for cell in world.cells:
         scores = set(cell["metrics"])
         assert {"coherence/closest", "coherence/together", "feature_recovery/mean", "reconstruction/l0"} <= scores
-        assert all(value["status"] == "ok" for value in cell["metrics"].values())
+        silent = {name for name, value in cell["metrics"].items() if value["status"] != "ok"}
+        assert all("_group_" in name for name in silent), "only frequency groups need frequencies that differ"
     assert "coherence/together" in world.out, "its headline score is in the table"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,10 @@ _BLOCK = 4096
 
 class SyntheticConfig(BackboneConfig):
     """Configuration of `Synthetic`; the defaults are the paper's variable setting."""
+
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"correlation", "hierarchy", "magnitude", "bias_norm", "noise", "orthogonalise"}
+    )
 
     type: Literal["synthetic"] = "synthetic"
     d_in: PositiveInt = Field(100, description="Width of the activations.")

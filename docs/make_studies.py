@@ -42,21 +42,21 @@ DIGITS: Final = 6
 Row = Mapping[str, Any]
 
 
-def collect(preset: str, workdir: Path) -> dict[str, Any]:
-    """Return the results of a preset that a page can ask for: scores of every cell, and charts."""
-    opened = open_registry(f"preset:{preset}", workdir)
+def collect(registry: str, workdir: Path) -> dict[str, Any]:
+    """Return the results of a registry that a page can ask for: scores of every cell, and charts."""
+    opened = open_registry(registry, workdir)
     records = opened.records()
     cells = [record for record in records if record.result.status == "done"]
     charts, problems = charts_of(opened, cells)
     for problem in problems:
         sys.stderr.write(f"warning: {problem}\n")
     found = comparisons(cells)
-    for score in dict.fromkeys(name for record in cells for name in record.result.metrics):
+    for score in opened.registry.headline:
         charts += score_charts(found, cells, score)
     environment = opened.sweep().environment
     kept = ("saebench-core", "torch", "scikit-learn")
     return {
-        "preset": preset,
+        "registry": registry,
         "versions": {name: environment[name] for name in kept if name in environment},
         "cells": [_row(record) for record in cells],
         "left": sum(record.result.status != "done" for record in records if record.result.status != "excluded"),
@@ -264,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting.add_argument("--workdir", type=Path, default=Path(".saebench"))
     given = parser.parse_args(arguments)
     for preset in given.presets if given.command == "collect" else ():
-        found = collect(preset, given.workdir)
+        found = collect(f"preset:{preset}", given.workdir)
         place = FOLDER / "data" / f"{preset}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(

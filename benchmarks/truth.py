@@ -71,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", required=True, metavar="PYTHON", help="interpreter that has sae-lens")
     peers = parser.parse_args().peers
-    worst = 0.0
+    worst, failed = 0.0, list[str]()
     with tempfile.TemporaryDirectory() as scratch:
         results = sb.run(sb.Registry.from_dict(REGISTRY), workdir=scratch, progress=False)
         world = Path(scratch) / "world.safetensors"
@@ -81,12 +81,16 @@ def main() -> int:
             command = [peers, str(script), str(cell.path("sae")), str(world)]
             theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             for ours, name in NAMES.items():
-                value = cell[ours].value or 0.0
+                value = cell[ours].value
+                if value is None or not abs(value - theirs[name]) <= TOLERANCE:
+                    failed.append(ours)
+                    continue
                 worst = max(worst, abs(value - theirs[name]))
                 line = f"{cell.result.architecture.name:11} {cell.result.constraint.name:20} {name:19}"
                 sys.stdout.write(f"{line} {value:.8f} {theirs[name]:.8f}\n")
     sys.stdout.write(f"largest difference {worst:.1e}\n")
-    return int(worst > TOLERANCE)
+    sys.stdout.write("".join(f"differs by more than {TOLERANCE:g}: {name}\n" for name in failed))
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

@@ -99,22 +99,33 @@ def stored(preset: str) -> dict[str, Any]:
 
 
 def table(cells: Sequence[Row], asked: Mapping[str, str]) -> str:
-    """Return a Markdown table of means over seeds."""
-    chosen = [
-        cell for cell in cells if all(f"{cell[axis]}" in asked[axis].split(",") for axis in AXES if axis in asked)
-    ]
-    rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
+    """Return a Markdown table of means over seeds.
+
+    Raises:
+        KeyError: for a value or score that no cell has.
+        ValueError: if a place of the table would hold different cells of one seed.
+    """
+    chosen = list(cells)
+    for axis in AXES:
+        wanted = asked[axis].split(",") if axis in asked else []
+        missing = set(wanted) - {str(cell[axis]) for cell in cells}
+        if missing:
+            raise KeyError(f"{axis}: {sorted(missing)}")
+        chosen = [cell for cell in chosen if not wanted or str(cell[axis]) in wanted]
     by_score = "scores" in asked
-    columns = (
-        asked["scores"].split(",") if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
-    )
+    scores = asked["scores"].split(",") if by_score else [asked["score"]]
+    unknown = set(scores) - {score for cell in chosen for score in cell["scores"]}
+    if unknown:
+        raise KeyError(f"scores: {sorted(unknown)}")
+    rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
+    columns = scores if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
     lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for row in rows:
         mine = [cell for cell in chosen if str(cell[asked["rows"]]) == row]
         texts = [
             _text(mine, column)
             if by_score
-            else _text([c for c in mine if str(c[asked["columns"]]) == column], asked["score"])
+            else _text([cell for cell in mine if str(cell[asked["columns"]]) == column], scores[0])
             for column in columns
         ]
         lines.append(f"| {row} | {' | '.join(texts)} |")
@@ -125,10 +136,13 @@ def table(cells: Sequence[Row], asked: Mapping[str, str]) -> str:
 
 
 def _text(cells: Sequence[Row], score: str) -> str:
-    values = [cell["scores"][score] for cell in cells if score in cell["scores"]]
-    if not values:
+    found = [cell for cell in cells if score in cell["scores"]]
+    if not found:
         return ""
-    mark = " !" if any("not_converged" in cell["flags"] for cell in cells) else ""
+    if len({cell["seed"] for cell in found}) < len(found):
+        raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
+    values = [cell["scores"][score] for cell in found]
+    mark = " !" if any("not_converged" in cell["flags"] for cell in found) else ""
     spread = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
     return f"{number(statistics.fmean(values))}{spread}{mark}"
 
@@ -165,8 +179,13 @@ def picture(chart: Chart, wanted: Sequence[str] = ()) -> str:
     Args:
         chart: the chart.
         wanted: parts of the titles of panels; empty for all.
+
+    Raises:
+        KeyError: if no panel is left.
     """
     panels = [panel for panel in drawn(chart) if not wanted or any(part in panel.title for part in wanted)]
+    if not panels:
+        raise KeyError(f"{chart.title}: no panel {list(wanted)}")
     across = min(2, len(panels))
     size = (WIDTH * across, HEIGHT * -(-len(panels) // 2))
     body = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saebench_core.errors import InputError
@@ -14,6 +14,8 @@ __all__ = ["pursue"]
 _RIDGE = 1e-7
 _DEPENDENT = 1e-5
 """Length below which what an atom adds to those before it is rounding."""
+_REST = 1e-6
+"""Share of a row's norm below which what is left of it is rounding."""
 _PART_ENTRIES = 1 << 21
 
 
@@ -21,7 +23,7 @@ def pursue(x: Float[Tensor, "rows d_in"], dictionary: Float[Tensor, "d_sae d_in"
     """Return codes of ``k`` entries a row, chosen greedily and fitted by least squares after each choice.
 
     The next atom is the one with the largest absolute cosine with what is left of the row; coefficients may be
-    negative. A row that is reconstructed already keeps entries of value zero.
+    negative. A row that is reconstructed to rounding before it has them all keeps entries of value zero.
 
     Args:
         x: rows.
@@ -38,16 +40,21 @@ def pursue(x: Float[Tensor, "rows d_in"], dictionary: Float[Tensor, "d_sae d_in"
         raise InputError(f"a pursuit chooses between 1 and d_sae {d_sae} atoms, got {k}")
     unit = torch.nn.functional.normalize(dictionary, dim=1)
     cut = max(1, _PART_ENTRIES // d_sae)
-    chosen = torch.cat([_chosen(part, unit, k) for part in torch.split(x, cut)]).sort(dim=1).values
-    parts = zip(torch.split(chosen, cut), torch.split(x, cut), strict=True)
-    values = torch.cat([_fitted(unit[own], part) for own, part in parts])
+    taken, needed = (
+        torch.cat(part) for part in zip(*(_chosen(part, unit, k) for part in torch.split(x, cut)), strict=True)
+    )
+    chosen, order = taken.sort(dim=1)
+    atoms = zip(torch.split(chosen, cut), torch.split(needed.gather(1, order), cut), torch.split(x, cut), strict=True)
+    values = torch.cat([_fitted(unit[own] * used[..., None], part) for own, used, part in atoms])
     norms = dictionary.norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
     rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
     return Codes(Selection(rows, chosen.flatten(), x.shape[0], d_sae), (values / norms[chosen]).flatten())
 
 
-def _chosen(x: Float[Tensor, "rows d_in"], unit: Float[Tensor, "d_sae d_in"], k: int) -> Int[Tensor, "rows k"]:
-    """Return the atoms of each row in the order in which they are taken.
+def _chosen(
+    x: Float[Tensor, "rows d_in"], unit: Float[Tensor, "d_sae d_in"], k: int
+) -> tuple[Int[Tensor, "rows k"], Bool[Tensor, "rows k"]]:
+    """Return the atoms of each row in the order in which they are taken, and whether anything was left to explain then.
 
     What is left of a row is kept orthogonal to its atoms by an orthonormal basis that grows with them; that is the
     least-squares residual, without a system of equations to solve in every round.
@@ -55,7 +62,10 @@ def _chosen(x: Float[Tensor, "rows d_in"], unit: Float[Tensor, "d_sae d_in"], k:
     chosen = torch.empty((x.shape[0], k), dtype=torch.int64, device=x.device)
     basis = x.new_zeros((x.shape[0], k, x.shape[1]))
     residual, match = x.clone(), x.new_empty((x.shape[0], unit.shape[0]))
+    needed = torch.empty_like(chosen, dtype=torch.bool)
+    least = _REST * x.norm(dim=1)
     for taken in range(k):
+        needed[:, taken] = residual.norm(dim=1) > least
         torch.mm(residual, unit.T, out=match).abs_()
         match.scatter_(1, chosen[:, :taken], -1.0)
         chosen[:, taken] = match.argmax(dim=1)
@@ -65,7 +75,7 @@ def _chosen(x: Float[Tensor, "rows d_in"], unit: Float[Tensor, "d_sae d_in"], k:
         length = atom.norm(dim=1, keepdim=True)
         basis[:, taken] = torch.where(length > _DEPENDENT, atom / length, 0.0)
         residual -= (basis[:, taken] * residual).sum(dim=1, keepdim=True) * basis[:, taken]
-    return chosen
+    return chosen, needed
 
 
 def _fitted(atoms: Float[Tensor, "rows k d_in"], x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows k"]:

@@ -79,8 +79,9 @@ class CellResult(_Record):
     """One cell of the cross-product with all its scores.
 
     Attributes:
-        artifacts: what lies in the workdir, name to path relative to it: ``sae`` (a folder that SAELens loads),
-            ``certificate``, ``curves``, ``drift``, ``items/<metric>``.
+        artifacts: what lies in the workdir, name to path relative to it: ``sae`` (a folder that SAELens
+            loads, unless a plugin's rule has no form there), ``certificate``, ``curves``, ``drift``,
+            ``items/<metric>``.
         l0_target: None where it is measured on a loaded SAE that has not been loaded yet.
         flags: such as ``missed_l0``, ``collapsed``, ``not_converged``.
     """

@@ -71,7 +71,13 @@ def _series(a: float, b: float, x: float) -> float:
 
 
 def log10_union(log10_share: float, count: int) -> float:
-    """Return log10 of ``count`` times a share: a bound on the share of their union, at most 0."""
+    """Return log10 of ``count`` times a share: a bound on the share of their union, at most 0.
+
+    Raises:
+        InputError: for no cap at all.
+    """
+    if count < 1:
+        raise InputError(f"a union needs at least one cap, got {count}")
     return min(0.0, log10_share + math.log10(count))
 
 
@@ -80,7 +86,13 @@ def cosine_within_reach(tau: float, threshold: float) -> float:
 
     A direction may turn by ``arccos(tau)`` from its start, and has reached a target when it is within
     ``arccos(threshold)`` of it, so the start may be the sum of both angles away.
+
+    Raises:
+        InputError: for numbers that are no cosines.
     """
+    for name, value in (("tau", tau), ("threshold", threshold)):
+        if not -1 <= value <= 1:
+            raise InputError(f"{name} is a cosine, from -1 to 1; got {value:g}")
     return math.cos(min(math.pi, math.acos(tau) + math.acos(threshold)))
 
 

@@ -61,6 +61,19 @@ def test_a_table_of_one_score_by_hand(studies):
     ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({"rows": "constraint", "scores": "a/typo"}, KeyError),
+        ({"rows": "constraint", "scores": "a/b", "architecture": "typo"}, KeyError),
+        ({"rows": "constraint", "scores": "a/b"}, ValueError),  # two architectures of one seed
+    ],
+)
+def test_a_table_that_would_answer_another_question_is_refused(studies, asked, error):
+    with pytest.raises(error):
+        studies.table(CELLS, asked)
+
+
 def test_a_table_of_several_scores_of_chosen_cells(studies):
     asked = {"rows": "constraint", "scores": "a/b,a/c", "architecture": "topk", "constraint": "frozen"}
     assert studies.table(CELLS, asked).splitlines()[2:] == ["| frozen | 0.250 | 2.500 |"]
@@ -106,6 +119,8 @@ def test_pictures_have_two_panels_in_a_row(studies):
     chart = Chart("t", "c", "x", "y", panels)
     assert 'viewBox="0 0 1180 600"' in studies.picture(chart)
     assert 'viewBox="0 0 590 300"' in studies.picture(chart, ["two"])
+    with pytest.raises(KeyError, match="no panel"):
+        studies.picture(chart, ["four"])
 
 
 def test_what_a_run_has_is_stored(studies, tmp_path):

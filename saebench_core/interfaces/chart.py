@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -35,6 +36,8 @@ class Series:
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y) or any(part and len(part) != len(self.x) for part in (self.spread, self.notes)):
             raise PluginError(f"series {self.label!r}: {len(self.x)} places, {len(self.y)} values")
+        if not all(math.isfinite(value) for value in (*self.x, *self.y, *self.spread)):
+            raise PluginError(f"series {self.label!r}: places and values must be finite; leave out what is not")
 
 
 @final
@@ -75,6 +78,16 @@ class Chart:
     panels: tuple[ChartPanel, ...]
     x_log: bool = False
     x_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        places = [x for panel in self.panels for series in panel.series for x in series.x]
+        if self.x_log and any(x <= 0 for x in places):
+            raise PluginError(f"chart {self.title!r}: places on a logarithmic scale must be above zero")
+        if self.x_names and any(x not in range(len(self.x_names)) for x in places):
+            raise PluginError(f"chart {self.title!r}: places must be numbers of the {len(self.x_names)} names, from 0")
+        levels = [value for panel in self.panels for value in panel.levels.values()]
+        if not all(math.isfinite(value) for value in levels):
+            raise PluginError(f"chart {self.title!r}: levels must be finite")
 
 
 @final

@@ -161,6 +161,9 @@ class Constraint(ABC):
     randomises: ClassVar[frozenset[Randomised]] = frozenset()
     """Parts that training never learns; a constraint is a valid null for a metric that reads one of them."""
 
+    reference: ClassVar[bool] = False
+    """Whether it knows or does more than an SAE can, such as a search for codes: then it is a null for no score."""
+
     needs: ClassVar[str | None] = None
     """Type of the twin whose checkpoint `finish` starts from, or None."""
 

@@ -30,11 +30,15 @@ class EntryConfig(Model):
 
     name: str | None = Field(None, description="Name of the entry, unique in its list; by default made from its type.")
 
+    def settings(self) -> dict[str, Any]:
+        """Return the JSON form of every key but the bookkeeping, defaults filled in."""
+        return self.model_dump(mode="json", exclude=set(self.bookkeeping))
+
     def identity(self) -> dict[str, Any]:
         """Return the JSON form of what shapes results: no bookkeeping, no later key that has its default."""
         fields = type(self).model_fields
         unsaid = {key for key in self.later if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
-        return self.model_dump(mode="json", exclude=set(self.bookkeeping) | unsaid)
+        return {key: value for key, value in self.settings().items() if key not in unsaid}
 
 
 def entry_type(config: type[EntryConfig]) -> str:

@@ -44,12 +44,12 @@ _CORE: Final[Mapping[Kind, tuple[str, ...]]] = {
     ),
     "train": (
         "activations", "geometry.py", "kernels", "rules", "objectives", "sae.py", "sae_files.py", "randomness.py",
-        "interfaces/architecture.py", "interfaces/constraint.py", "training", "tasks/train.py", "tasks/finish.py",
-        "tasks/references.py",
+        "interfaces/architecture.py", "interfaces/constraint.py", "pursuit.py", "training", "tasks/train.py",
+        "tasks/finish.py", "tasks/references.py",
     ),
     "score": (
         "catalog/listing.py", "kernels", "rules", "sae.py", "sae_files.py", "interfaces/metric.py", "randomness.py",
-        "tasks/score.py",
+        "pursuit.py", "tasks/score.py",
     ),
 }  # fmt: skip
 """Core modules, and folders of them, that shape a product; an edit of one makes its products anew."""

@@ -74,7 +74,7 @@ def drawn(chart: Chart) -> list[DrawnPanel]:
     up = _axis([end for series in every for end in _ends(series)] + levels, BOTTOM, TOP)
     places = [_scaled(chart, x) for series in every for x in series.x]
     low, high = min(places), max(places)
-    across = Axis(low, max(high, low + 1e-9), LEFT + 14, RIGHT - 14)
+    across = Axis(low, max(high, low + 1e-9 * max(1.0, abs(low))), LEFT + 14, RIGHT - 14)
     return [_panel(chart, panel, across, up) for panel in chart.panels if any(series.x for series in panel.series)]
 
 
@@ -94,12 +94,7 @@ def _scaled(chart: Chart, x: float) -> float:
 
 
 def _panel(chart: Chart, panel: ChartPanel, across: Axis, up: Axis) -> DrawnPanel:
-    labels = list(dict.fromkeys(series.label for other in chart.panels for series in other.series))
-    twins = [
-        label
-        for label in labels
-        if not any(one.trained for p in chart.panels for one in p.series if one.label == label)
-    ]
+    twins = list(dict.fromkeys(one.label for other in chart.panels for one in other.series if not one.trained))
     lines = [
         _line(chart, series, 0 if series.trained else 1 + twins.index(series.label) % (STYLES - 1), across, up)
         for series in panel.series
@@ -149,7 +144,9 @@ def _x_ticks(chart: Chart, panel: ChartPanel, across: Axis) -> tuple[Tick, ...]:
         return tuple(Tick(across.place(_scaled(chart, x)), f"{x:g}") for x in places)
     if chart.x_log:
         powers = range(math.ceil(across.low - 1e-9), math.floor(across.high + 1e-9) + 1)
-        return tuple(Tick(across.place(power), f"{10.0**power:g}") for power in powers)
+        if len(powers) > 1:
+            return tuple(Tick(across.place(power), f"{10.0**power:g}") for power in powers)
+        return tuple(Tick(across.place(_scaled(chart, x)), f"{x:g}") for x in (places[0], places[-1]))
     return across.ticks()
 
 

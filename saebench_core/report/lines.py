@@ -15,6 +15,9 @@ from saebench_core.results import CellRecord
 __all__ = ["Spot", "score_charts"]
 
 
+_TRAINING = ("steps", "batch_size", "lr", "tokens")
+
+
 class Spot(NamedTuple):
     """A score's row at a place."""
 
@@ -48,7 +51,7 @@ def _over_l0(rows: Sequence[tuple[Block, ScoreRow]], score: str) -> Chart | None
 def _over_numbers(rows: Sequence[tuple[Block, ScoreRow]], records: Sequence[CellRecord], score: str) -> list[Chart]:
     charts = []
     for kind, rest in (("backbone", "architecture"), ("architecture", "backbone")):
-        entries = {getattr(record.result, kind).name: _flat(getattr(record.result, kind).config) for record in records}
+        entries = {getattr(record.result, kind).name: _numbers(record, kind) for record in records}
         key = varying(entries)
         if key is None:
             continue
@@ -56,8 +59,8 @@ def _over_numbers(rows: Sequence[tuple[Block, ScoreRow]], records: Sequence[Cell
         titled: dict[str, list[Spot]] = {}
         for block, row in rows:
             several = counts[getattr(block, kind), getattr(block, rest), block.site] > 1  # L0s of one world
-            parts = [getattr(block, rest), *([block.site] if kind == "architecture" else [])]
-            title = " · ".join(parts + ([l0_text(block.l0_target)] if several else []))
+            parts = [getattr(block, rest), block.site, *([l0_text(block.l0_target)] if several else [])]
+            title = " · ".join(parts)
             titled.setdefault(title, []).append(Spot(float(entries[getattr(block, kind)][key]), row))
         chart = _chart(titled, score, key, log=_wide(titled))
         if chart is not None:
@@ -84,6 +87,14 @@ def varying(entries: Mapping[str, Mapping[str, float]]) -> str | None:
         if not (all(step >= 0 for step in steps) or all(step <= 0 for step in steps)):
             return None
     return differing[0]
+
+
+def _numbers(record: CellRecord, kind: str) -> dict[str, float]:
+    """Return what may be an axis: the numbers of an entry, and of a backbone's training; not seeds."""
+    found = _flat(getattr(record.result, kind).config)
+    if kind == "backbone":
+        found |= {key: float(value) for key in _TRAINING if isinstance(value := record.params.get(key), int | float)}
+    return {key: value for key, value in found.items() if key != "seed"}
 
 
 def _flat(config: Mapping[str, object], prefix: str = "") -> dict[str, float]:

@@ -28,6 +28,8 @@ _READS: Mapping[Reads, frozenset[Randomised]] = {
 
 def valid_null(constraint: Constraint, init: Init, reads: Reads) -> bool:
     """Say whether a constraint randomises something that a score reads; what starts at the truth is not random."""
+    if constraint.reference:
+        return False
     told = {"encoder", "decoder"} if init == "truth" else set()
     return bool(constraint.randomises & _READS[reads] - told)
 
@@ -141,7 +143,7 @@ def _value(info: ScoreInfo, cell: Cell, version: int, found: Mapping[str, Any]) 
 
 
 def _reference(entry: Entry[Any]) -> EntryRef:
-    return EntryRef(name=entry.name, type=entry.type, config=entry.identity)
+    return EntryRef(name=entry.name, type=entry.type, config=entry.config.settings())
 
 
 def _result(cell: Cell, **found: Any) -> CellResult:

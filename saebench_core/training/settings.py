@@ -68,7 +68,8 @@ class TrainingSettings(Model):
     )
     b_dec_init: Literal["mean", "zero"] = Field("mean", description="Decoder bias at the start.")
     encoder_gain: PositiveFloat = Field(
-        1.0, description="Length of the encoder's vectors at the start, as a multiple of the decoder's."
+        1.0,
+        description="Length of the encoder's vectors at the start over the decoder's; 1 where the encoder is frozen.",
     )
     calibration_rows: PositiveInt = Field(1 << 17, description="Held-out rows on which inference thresholds are set.")
     activations: Literal["cached", "streamed"] = Field(

@@ -73,14 +73,15 @@ class Trainee:
         self.settings = settings
         self.shape = shape
         self.start = start
-        gain = settings.encoder_gain if constraint.trains else 1.0
-        scales = (recipe.start_norm * gain, recipe.start_norm)
-        weights = zip((start.w_enc, start.w_dec), scales, strict=True)
-        w_enc, w_dec = (weight * scale if scale != 1 else weight for weight, scale in weights)
+        weights = (start.w_enc, start.w_dec)
+        w_enc, w_dec = (weight * recipe.start_norm if recipe.start_norm != 1 else weight for weight in weights)
         self.sae = SparseAutoencoder.start(w_enc, w_dec, b_dec, recipe.rule, recipe.centring)
         roles = {name: info.role for name, info in self.sae.info.items()}
         estimated = {name for name, info in self.sae.info.items() if info.estimated}
         self.frozen = constraint.frozen(roles, recipe) & set(roles) - estimated
+        if settings.encoder_gain != 1 and constraint.trains and "W_enc" not in self.frozen:
+            self.sae.w_enc.mul_(settings.encoder_gain)  # a frozen one would never get its length back
+            self.start = Start(start.w_enc * settings.encoder_gain, start.w_dec)
         self._trained = {
             name: tensor.requires_grad_()
             for name, tensor in self.sae.tensors.items()

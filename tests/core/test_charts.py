@@ -65,11 +65,44 @@ def test_backbones_that_differ_in_a_nested_number_are_a_map():
     (chart,) = charts(cells)
     assert (chart.x_label, chart.x_log) == ("probability.p", True)
     (panel,) = chart.panels
-    assert panel.title == "batch_topk"
+    assert panel.title == "batch_topk · activations"
     assert [(line.label, line.x, line.y) for line in panel.series] == [
         (name, (0.1, 0.2, 0.8), numbers) for name, numbers in values.items()
     ]
     assert panel.series[0].notes[2] == "trained, probability.p 0.8: 0.500 ± 0.000 (n=2)"
+
+
+def test_sites_of_one_backbone_are_panels_of_a_map():
+    worlds = [{"noise": noise} for noise in (0.0, 0.5)]
+    cells = []
+    for world in worlds:
+        for site in ("a", "b"):
+            found = cell("trained", 0.5, backbone=world)
+            cells.append(found.model_copy(update={"result": found.result.model_copy(update={"site": site})}))
+    (chart,) = charts(cells)
+    assert [panel.title for panel in chart.panels] == ["batch_topk · a", "batch_topk · b"]
+
+
+def test_a_longer_training_is_an_axis_and_a_seed_is_none():
+    worlds = [{"name": name, "seed": number} for number, name in enumerate("abc")]
+    cells = [cell("trained", 0.1 * place, backbone=world) for place, world in enumerate(worlds)]
+    assert charts(cells) == []
+    longer = [one.model_copy(update={"params": one.params | {"steps": 10**place}}) for place, one in enumerate(cells)]
+    (chart,) = charts(longer)
+    assert (chart.x_label, chart.x_log) == ("steps", True)
+
+
+def test_what_a_world_has_by_default_is_on_the_axis(tmp_path):
+    world = "{name: %s, type: synthetic, d_in: 8, n_features: 16, probability: {type: constant, p: 0.1}%s}"
+    text = changed(
+        ("{name: toy, type: synthetic, d_in: 8, n_features: 16, probability: {type: constant, p: 0.1}}",
+         world % ("quiet", "") + "\n  - " + world % ("loud", ", noise: 0.5")),
+        ("seeds: [0, 1]", "seeds: [0]"),
+    )  # fmt: skip
+    (tmp_path / "registry.yaml").write_text(text)
+    assert run(tmp_path).code == 0
+    page = (tmp_path / call("report", cwd=tmp_path).out.strip()).read_text(encoding="utf-8")
+    assert "reconstruction/explained_variance by noise" in page
 
 
 def test_architectures_are_compared_and_their_width_is_a_map():
@@ -94,7 +127,10 @@ def test_several_l0_of_one_world_are_panels_of_a_map():
     cells = [cell("trained", 0.5, backbone=world, l0=l0) for world in worlds for l0 in (5.0, 10.0)]
     by_l0, by_noise = charts(cells)
     assert by_l0.x_label == "L0"
-    assert [panel.title for panel in by_noise.panels] == ["batch_topk · L0 5", "batch_topk · L0 10"]
+    assert [panel.title for panel in by_noise.panels] == [
+        "batch_topk · activations · L0 5",
+        "batch_topk · activations · L0 10",
+    ]
     assert not by_noise.x_log  # from zero on
 
 
@@ -140,6 +176,31 @@ def test_series_that_do_not_fit_are_refused():
         Series("a", (1.0, 2.0), (1.0,))
     with pytest.raises(PluginError, match="series 'a'"):
         Series("a", (1.0, 2.0), (1.0, 2.0), notes=("one",))
+    with pytest.raises(PluginError, match="must be finite"):
+        Series("a", (1.0,), (float("nan"),))
+
+
+@pytest.mark.parametrize(
+    ("keys", "levels", "message"),
+    [
+        ({"x_log": True}, {}, "above zero"),
+        ({"x_names": ("one",)}, {}, "numbers of the 1 names"),
+        ({}, {"floor": float("inf")}, "levels must be finite"),
+    ],
+)
+def test_charts_that_cannot_be_drawn_are_refused(keys, levels, message):
+    panel = ChartPanel("p", (Series("a", (0.0, 1.0), (0.0, 1.0)),), levels)
+    with pytest.raises(PluginError, match=message):
+        Chart("t", "c", "x", "y", (panel,), **keys)
+
+
+def test_one_place_and_one_label_in_two_roles_can_be_drawn():
+    far = ChartPanel("p", (Series("a", (1e9,), (1.0,)), Series("a", (1e9,), (2.0,), trained=True)))
+    (picture,) = drawn(Chart("t", "c", "x", "y", (far,)))
+    assert {line.style for line in picture.lines} == {0, 1}
+    x = tuple(0.02 + 0.009 * place for place in range(9))
+    (within,) = drawn(Chart("t", "c", "x", "y", (ChartPanel("p", (Series("a", x, x),)),), x_log=True))
+    assert [tick.text for tick in within.x_ticks] == ["0.02", "0.092"]
 
 
 def drifted(shares):
@@ -188,7 +249,7 @@ def test_recovery_is_drawn_sorted_and_against_frequency():
     trained, soft, start = ranked.panels[0].series
     assert (trained.y[0], trained.y[-1]) == (pytest.approx(0.95), pytest.approx(0.2))
     assert list(trained.y) == sorted(trained.y, reverse=True)
-    assert (soft.label, start.label) == ("soft_frozen_decoder", "drawn")
+    assert (soft.label, start.label) == ("soft_frozen_decoder", "before training")
     assert start.y == pytest.approx((0.35,) * len(start.y))
     trained, soft, start = frequent.panels[0].series
     assert trained.x == (pytest.approx(10**-2.5), pytest.approx(0.1))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
 from saebench_core.errors import InputError
 from saebench_core.pursuit import pursue
-from tests.helpers.training import normal
+from tests.helpers.contexts import FakeContext
+from tests.helpers.training import build, normal
 
 
 def test_an_orthogonal_dictionary_is_read_exactly():
@@ -59,3 +62,36 @@ def test_rows_do_not_depend_on_the_others():
 def test_more_atoms_than_there_are_is_refused(k):
     with pytest.raises(InputError, match="between 1 and d_sae 30"):
         pursue(normal(2, 10), normal(30, 10), k)
+
+
+def test_what_is_left_of_a_reconstructed_row_is_not_coded():
+    dictionary = torch.nn.functional.normalize(normal(40, 12, seed=1), dim=1)
+    rows = torch.stack([2 * dictionary[3], dictionary[5] - 3 * dictionary[9], normal(12, seed=2)])
+    found = pursue(rows, dictionary, 4)
+    assert (found.to_dense() != 0).sum(1).tolist() == [1, 2, 4]
+    torch.testing.assert_close(found.to_dense()[0, 3], torch.tensor(2.0))
+    assert found.to_dense()[1].nonzero()[:, 0].tolist() == [5, 9]
+
+
+def told(page: str) -> dict[tuple[int, str], float]:
+    """Return the theory page's table: explained variance by codes a row and dictionary."""
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    head = [name.strip().split()[0].replace(",", "") for name in lines[0].strip("|").split("|")]
+    found = {}
+    for line in lines[2:]:
+        k, *values = (part.strip() for part in line.strip("|").split("|"))
+        found |= {(int(k), name): float(value) for name, value in zip(head[1:], values, strict=True)}
+    return found
+
+
+def test_the_theory_pages_table_is_what_a_pursuit_reaches():
+    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text(encoding="utf-8")
+    world = build("backbone", "synthetic", probability={"type": "constant", "p": 0.00625})
+    world.prepare(FakeContext(None))
+    x = next(iter(world.stream("activations", "evaluation", 0, 512))).inputs
+    numbers = told(page)
+    for k, name in ((5, "true"), (20, "true"), (5, "400"), (20, "400"), (20, "3200"), (40, "100")):
+        dictionary = world.features() if name == "true" else normal(int(name), 100, seed=7)
+        left = x - pursue(x, dictionary, k).to_dense() @ dictionary
+        explained = 1 - float(left.square().sum() / (x - x.mean(0)).square().sum())
+        assert explained == pytest.approx(numbers[k, name], abs=0.015), (k, name)

@@ -76,3 +76,10 @@ def test_what_has_no_cap_is_refused(d_in, tau):
     for function in (log10_cap, log10_cap_bound):
         with pytest.raises(InputError, match="caps"):
             function(d_in, tau)
+
+
+def test_what_is_no_cap_is_refused_in_words():
+    with pytest.raises(InputError, match="at least one cap"):
+        log10_union(-3.0, 0)
+    with pytest.raises(InputError, match="tau is a cosine"):
+        cosine_within_reach(1.2, 0.8)

@@ -81,8 +81,16 @@ def test_a_gain_scales_the_encoder_alone_and_leaves_ids_as_they_were():
     usual, scaled = (make_trainee("topk", "trained", training=training).sae for training in (plain, soft))
     assert torch.equal(scaled.w_enc, 0.25 * usual.w_enc)
     assert torch.equal(scaled.w_dec, usual.w_dec)
-    untrained = [make_trainee("topk", "untrained", training=training).sae.w_enc for training in (plain, soft)]
-    assert torch.equal(*untrained)  # as drawn
+    for held in ("untrained", "frozen_encoder"):  # as drawn
+        assert torch.equal(*(make_trainee("topk", held, training=training).sae.w_enc for training in (plain, soft)))
+
+
+def test_a_gain_holds_for_what_a_constraint_puts_back():
+    trainee = make_trainee("topk", "partial_freeze", training=settings(10, encoder_gain=0.25), part="encoder")
+    before = trainee.sae.w_enc.detach().clone()
+    with torch.no_grad():
+        trainee.constraint.project(trainee.sae, trainee.start)
+    assert torch.equal(trainee.sae.w_enc, before)
 
 
 def test_learning_rate_warms_up_stays_and_decays():

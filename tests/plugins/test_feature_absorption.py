@@ -82,7 +82,34 @@ def test_a_latent_that_misses_its_feature_anyway_is_no_absorption(context):
     with torch.no_grad():
         sae.tensors["b_enc"][:] = -1e9  # nor does any child: nothing stands for the parent
     found, _ = score(context, sae)
-    assert (found["rate"], found["missed"]) == (0.0, 1.0)
+    assert found["rate"].reason == "no pair of parent and child has a latent each, and rows enough"
+
+
+def test_misses_weigh_as_pairs_do(context):
+    """Root 1 never fires and has two pairs, the others one each: nothing is absorbed, so both numbers are the same."""
+    features, _ = truth(context)
+    decoder = features.clone()
+    decoder[[4, 8, 10]] = 0.0
+    sae = sae_of(features, decoder)
+    with torch.no_grad():
+        sae.tensors["b_enc"][1] = -1e9
+    found, scored = score(context, sae)
+    assert sum(scored.items["counted"]) == 5
+    assert found["rate"] == found["missed"] == pytest.approx(2 / 5)
+
+
+def test_only_rows_in_which_the_child_is_seen_count(context):
+    """Child 4's latent fires on strong rows alone, and then root 0's is off: all that is seen is absorbed."""
+    features, _ = truth(context)
+    encoder = features.clone()
+    encoder[0] -= 10 * features[4]
+    sae = sae_of(encoder, features)
+    with torch.no_grad():
+        sae.tensors["b_enc"][4] = -1.2
+    found, scored = score(context, sae)
+    assert 0 < scored.items["seen"][0] < scored.items["together"][0]
+    assert scored.items["absorbed"][0] == scored.items["seen"][0]
+    assert found["rate"] == pytest.approx(1 / 8)
 
 
 def test_one_latent_for_both_is_told_apart(context):
@@ -99,14 +126,14 @@ def test_one_latent_for_both_is_told_apart(context):
 def test_without_latents_of_features_it_says_why(context):
     found, _ = score(context, sae_of(torch.zeros(2, N), normal(2, N)), threshold=0.99)
     assert {name: value.reason for name, value in found.items()} == {
-        "rate": "no pair of parent and child has a latent each",
+        "rate": "no pair of parent and child has a latent each, and rows enough",
         "missed": "no parent of such a pair fires alone",
         "shared": "no pair of parent and child has a latent",
     }
     features, _ = truth(context)
     found, scored = score(context, sae_of(features, features), least=ROWS)
     assert isinstance(found["rate"], NotApplicable)
-    assert scored.items["child"] == []
+    assert not any(scored.items["counted"])
 
 
 def test_it_needs_features_with_parents():

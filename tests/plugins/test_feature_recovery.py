@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from saebench_plugins.metrics import feature_recovery
 from saebench_plugins.metrics.feature_recovery import FeatureRecovery, FeatureRecoveryConfig, best_cosines
 
@@ -192,3 +193,8 @@ def test_names_follow_the_thresholds():
         "fraction_0.95_group_2",
     }
     assert [name for name, info in named.items() if info.headline] == ["fraction_0.95", "mean"]
+
+
+def test_thresholds_of_one_name_are_refused():
+    with pytest.raises(ValidationError, match="first six digits"):
+        FeatureRecoveryConfig(threshold=0.8, also=(0.8000001,))

@@ -11,7 +11,8 @@ from saebench_core import pursue
 from saebench_core.errors import InputError
 from saebench_core.kernels import PreActivations
 from saebench_core.rules import BatchTopK, TopK
-from tests.helpers.registries import call, changed, load
+from saebench_core.tasks.collect import valid_null
+from tests.helpers.registries import built_in, call, changed, load
 from tests.helpers.runs import cells, run
 from tests.helpers.training import (
     D_IN,
@@ -97,6 +98,16 @@ def test_latents_beyond_the_components_never_fire_and_repeat_directions():
     assert narrow.w_dec.shape == (7, D_IN)
 
 
+def test_ica_leaves_out_what_has_no_variance():
+    flat = X.clone()
+    flat[:, 3:6] = 0.0
+    sae, _ = fitted("ica", x=flat)
+    assert float((sae.w_dec[:, 3:6]).abs().max()) < 1e-5
+    assert 1 - float((flat - sae.reconstruct(flat)).square().sum() / (flat - flat.mean(0)).square().sum()) > 0.3
+    with pytest.raises(InputError, match="rows that vary"):
+        fitted("ica", x=torch.ones(200, D_IN))
+
+
 def test_few_rows_are_enough_to_say_something():
     trainee = make_trainee("topk", "fitted_dictionary", X, method="ica", rows=5)
     sae = trainee.constraint.calibrate(trainee.sae.folded(1.0), None, MemoryReader(X))
@@ -120,6 +131,13 @@ def test_a_pursuit_is_that_of_the_decoder_on_centred_rows():
     pre = PreActivations(X[:9] - sae.centre(), sae.w_enc, sae.encoder_bias)
     training = sae.rule.select_training(pre, sae.tensors)
     assert torch.equal(training.selection.cols, found.selection.cols[: 9 * 4])
+
+
+@pytest.mark.parametrize("name", ["matching_pursuit", "fitted_dictionary"])
+def test_what_can_do_more_than_an_sae_is_a_null_for_nothing(name):
+    held = built_in().get("constraint", name)
+    constraint = held.spec.build(held.spec.config())
+    assert not any(valid_null(constraint, "iso", reads) for reads in ("encoder", "decoder", "both"))
 
 
 def test_a_pursuit_explains_more_than_any_encoder_on_the_same_directions():

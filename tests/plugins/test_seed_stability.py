@@ -55,7 +55,7 @@ def test_by_hand_over_two_other_seeds():
 
 def test_one_seed_alone_has_no_stability():
     found, _ = score(subject(normal(4, D), normal(4, D)))
-    assert {value.reason for value in found.values()} == {"there is no other seed to compare with"}
+    assert {value.reason for value in found.values()} == {"there is no other seed among the chosen cells"}
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from saebench_plugins.backbones._directions import Orthogonalisation, pushed_apart, random_directions
+from saebench_plugins.backbones._firing import fire_independently
 from saebench_plugins.backbones.synthetic import Synthetic, SyntheticConfig
 from scipy import stats
 
@@ -138,3 +139,18 @@ def test_the_gradient_is_that_of_the_loss():
 def test_a_world_with_options_is_another_world():
     worlds = [make(), make(orthogonalise={"steps": 5}), make(bias_norm=1.0), make(noise=0.1), make(magnitude=NORMAL)]
     assert len({rows_of(world, 0, 100).double().sum().item() for world in worlds}) == 5
+
+
+def test_features_that_fire_in_most_rows_do_so_and_leave_the_others_alone():
+    rare = torch.full((50,), 0.02, dtype=torch.float64)
+    mixed = torch.cat([rare, torch.tensor([0.6, 0.999999999, 0.9], dtype=torch.float64)])
+    found = fire_independently(mixed, 4096, torch.Generator().manual_seed(0))
+    counts = torch.bincount(found.cols, minlength=53)
+    assert counts[51] == 4096
+    for feature, p in ((50, 0.6), (52, 0.9)):
+        assert abs(int(counts[feature]) - 4096 * p) < 5 * (4096 * p * (1 - p)) ** 0.5
+    assert abs(int(counts[:50].sum()) - 4096) < 5 * 4096**0.5
+    assert found.bounds[0] == 0 and found.bounds[-1] == found.cols.numel()
+    for first, last in zip(found.bounds[:-1], found.bounds[1:], strict=True):
+        own = found.cols[first:last]
+        assert bool((own.diff() > 0).all())

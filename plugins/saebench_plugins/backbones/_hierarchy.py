@@ -17,13 +17,18 @@ _CERTAIN = 1 - 1e-9
 
 
 class Hierarchy(Model):
-    """A forest of equal trees; its nodes are the first features, level by level (SynthSAEBench)."""
+    """A forest of equal trees; its nodes are the first features, level by level (SynthSAEBench).
+
+    A child cannot fire more often than its parent, nor can exclusive siblings together: give frequencies that fall with
+    the number of the feature (`zipf`, `linear`). With others, and with many rivals, features fire less often than their
+    probability says; `Synthetic.probabilities` tells how often they do.
+    """
 
     roots: PositiveInt = Field(128, description="Number of trees.")
     branching: int = Field(4, ge=2, description="Children of a node.")
     depth: PositiveInt = Field(3, description="Levels below a root.")
     exclusive: float = Field(1.0, ge=0, le=1, description="Share of parents of whose children at most one fires.")
-    compensate: bool = Field(True, description="Raise children's probabilities, so that they fire about as often.")
+    compensate: bool = Field(True, description="Raise children's probabilities against what parents and rivals take.")
     scale_by_parent: bool = Field(True, description="Multiply children by their parent's value over its mean.")
 
     @property
@@ -82,7 +87,7 @@ class Forest:
         return found
 
     def compensated(self, wanted: Float[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
-        """Return probabilities to draw with, so that features fire about as often as is wanted.
+        """Return probabilities to draw with, so that features fire as often as is wanted where siblings are few.
 
         A child's is divided by its parent's; among exclusive siblings it is also multiplied by one plus the number of
         siblings that are expected beside it. At most 1.

@@ -104,13 +104,15 @@ class Synthetic(Backbone):
         """Return the one site and the sizes."""
         config = self.config
         expected = config.probability.expected_sum(config.n_features)
+        known = config.hierarchy is None and config.magnitude is None  # else they fire less often than drawn
+        dense = config.n_features if config.correlation is not None else 0
         return BackboneDescription(
             modality="synthetic",
             sites={self.site: config.d_in},
             regenerates=True,
-            memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in,
-            seconds_per_row=1e-7 + 1e-8 * expected * (1 + config.d_in / 100),
-            facts={"n_features": config.n_features, "expected_l0": round(expected, 3)},
+            memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in + 4096 * dense,
+            seconds_per_row=1e-7 + 1e-8 * expected * (1 + config.d_in / 100) + 5e-9 * dense,
+            facts={"n_features": config.n_features} | ({"expected_l0": round(expected, 3)} if known else {}),
         )
 
     def prepare(self, context: Context) -> None:

@@ -19,6 +19,7 @@ from saebench_core import (
     Constraint,
     ConstraintConfig,
     ConstraintSpec,
+    InputError,
     Recipe,
     Role,
     Shape,
@@ -66,6 +67,7 @@ class FittedDictionary(Constraint):
     drawn directions, and its codes come from matching pursuit, as it has no encoder.
     """
 
+    reference: ClassVar[bool] = True
     trains: ClassVar[bool] = False
 
     def __init__(self, config: FittedDictionaryConfig) -> None:
@@ -112,7 +114,9 @@ class FittedDictionary(Constraint):
     def _ica(self, x: np.ndarray[Any, Any], sae: SparseAutoencoder) -> Fitted:
         from sklearn.decomposition import FastICA
 
-        count = min(max(1, sae.d_sae // 2), *x.shape)
+        count = min(max(1, sae.d_sae // 2), int(np.linalg.matrix_rank(x)))  # what has no variance cannot be whitened
+        if count == 0:
+            raise InputError(f"ICA needs rows that vary; the {x.shape[0]} calibration rows are all the same")
         most = self.config.iterations or 200
         model = FastICA(count, whiten="unit-variance", max_iter=most, random_state=_seed(sae))
         fitted = _quietly(model.fit, x)

@@ -33,6 +33,7 @@ class MatchingPursuit(Constraint):
     """
 
     randomises: ClassVar[frozenset[Randomised]] = frozenset({"encoder", "decoder"})
+    reference: ClassVar[bool] = True
     trains: ClassVar[bool] = False
 
     def __init__(self, config: MatchingPursuitConfig) -> None:

@@ -24,7 +24,7 @@ def recovery_charts(found: Sequence[Observed], threshold: float) -> list[Chart]:
     charts = [
         Chart(
             "Best cosine of every true feature, sorted",
-            "a feature is recovered above the dotted line; drawn: the trained decoder before training",
+            "a feature is recovered above the dotted line",
             "share of features",
             "best cosine",
             tuple(_panel(block, _sorted_cosines, {"threshold": threshold}) for block in panels),
@@ -60,7 +60,7 @@ def _panel(block: Sequence[Observed], line: Callable[..., _Line], levels: dict[s
     trained = [seen for seen in block if seen.trained]
     drawn = [line(seen, "best_cosine_at_start") for seen in trained if seen.constraint == trained[0].constraint]
     if drawn:
-        series.append(_mean("drawn", drawn, trained=False))
+        series.append(_mean("before training", drawn, trained=False))
     l0 = "" if first.l0 is None else f" · L0 {first.l0:g}"
     return ChartPanel(f"{first.backbone} · {first.architecture}{l0}", tuple(series), levels)
 

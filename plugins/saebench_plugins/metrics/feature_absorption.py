@@ -45,15 +45,18 @@ class FeatureAbsorptionConfig(MetricConfig):
         0.5, ge=0.0, lt=1.0, description="A feature has a latent if the largest cosine of a direction is above this."
     )
     rows: PositiveInt = Field(50_000, description="Evaluation rows.")
-    least: PositiveInt = Field(10, description="Rows that a parent and child need together to count as a pair.")
+    least: PositiveInt = Field(
+        10, description="Rows with parent, child and the child's latent that a pair needs to count."
+    )
 
 
 class FeatureAbsorption(Metric):
     """The latent of a feature is the one with the largest ``cos(f, d_j)``; whether it fires is read off the codes.
 
     Where parent and child fire together, an SAE is sparser if one latent stands for both. Then the parent's own is
-    silent, with nothing about the parent to tell why. `rate` counts that; `missed` is how often the parent's latent
-    is silent where no child fires, so what is above it has to do with children.
+    silent, with nothing about the parent to tell why. `rate` counts that among the rows in which the child is seen;
+    `missed` is how often the same parents' latents are silent where no child fires. Only what is above that has to do
+    with children.
     """
 
     def __init__(self, config: FeatureAbsorptionConfig) -> None:
@@ -67,7 +70,7 @@ class FeatureAbsorption(Metric):
         missed = (
             "share of the rows with the parent and none of its children in which its latent is silent, same parents"
         )
-        shared = "share of the pairs with rows enough of which both have a latent, and it is the same"
+        shared = "of the pairs of parent and child of which both have a latent, those of which it is the same"
         return {
             "rate": ScoreInfo("lower", "share", 0.0, 1.0, "both", rate, _SOURCE, headline=True),
             "missed": ScoreInfo("lower", "share", 0.0, 1.0, "both", missed, _SOURCE),
@@ -111,16 +114,15 @@ class FeatureAbsorption(Metric):
 
     def _scored(self, tally: _Tally, known: Bool[Tensor, " n_features"]) -> Scored:
         children = (tally.parents >= 0).nonzero()[:, 0]
-        children = children[tally.together[children] >= self.config.least]
         parents = tally.parents[children]
         both = known[children] & known[parents]
         same = tally.latent[children] == tally.latent[parents]
-        apart = both & ~same
-        rate = tally.absorbed[children].double() / tally.together[children]
-        above = torch.unique(parents[apart])
+        apart = both & ~same & (tally.seen[children] >= self.config.least)
+        rate = tally.absorbed[children].double() / tally.seen[children].clamp(min=1)
+        above = parents[apart]
         above = above[tally.alone[above] > 0]
         scores: dict[str, Score | NotApplicable] = {
-            "rate": _mean(rate[apart], "no pair of parent and child has a latent each"),
+            "rate": _mean(rate[apart], "no pair of parent and child has a latent each, and rows enough"),
             "missed": _mean(tally.missed[above].double() / tally.alone[above], "no parent of such a pair fires alone"),
             "shared": _mean(same[both].double(), "no pair of parent and child has a latent"),
         }
@@ -128,6 +130,7 @@ class FeatureAbsorption(Metric):
             "child": children.tolist(),
             "parent": parents.tolist(),
             "together": tally.together[children].tolist(),
+            "seen": tally.seen[children].tolist(),
             "absorbed": tally.absorbed[children].tolist(),
             "child_latent": tally.latent[children].tolist(),
             "parent_latent": tally.latent[parents].tolist(),
@@ -153,7 +156,8 @@ class _Tally:
 
     Attributes:
         together: rows in which a child and its parent fire.
-        absorbed: of those, rows in which the child's latent fires and the parent's does not.
+        seen: of those, rows in which the child's latent fires.
+        absorbed: of those, rows in which the parent's does not.
         alone: rows in which a parent fires and none of its children.
         missed: of those, rows in which its latent is silent.
     """
@@ -162,8 +166,8 @@ class _Tally:
         self, sae: SparseAutoencoder, latent: Int[Tensor, " n_features"], parents: Int[Tensor, " n_features"]
     ) -> None:
         self.sae, self.latent, self.parents = sae, latent, parents
-        counts = torch.zeros(4, latent.numel(), dtype=torch.int64, device=sae.device)
-        self.together, self.absorbed, self.alone, self.missed = counts
+        counts = torch.zeros(5, latent.numel(), dtype=torch.int64, device=sae.device)
+        self.together, self.seen, self.absorbed, self.alone, self.missed = counts
 
     def add(self, x: Float[Tensor, "rows d_in"], truth: Codes) -> None:
         """Add activations with their true coefficients."""
@@ -184,6 +188,7 @@ class _Tally:
         place = order[torch.searchsorted(places[order], wanted).clamp(max=places.numel() - 1)]
         paired = (above >= 0) & (places[place] == wanted)
         self.together += torch.bincount(cols[paired], minlength=count)
+        self.seen += torch.bincount(cols[paired & mine], minlength=count)
         absorbed = paired & mine & ~mine[place]
         self.absorbed += torch.bincount(cols[absorbed], minlength=count)
         alone = torch.ones_like(paired)

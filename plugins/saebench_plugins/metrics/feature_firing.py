@@ -95,7 +95,7 @@ class FeatureFiring(Metric):
         counts = torch.zeros(features.shape[0], dtype=torch.int64)
         for start in range(0, self.config.rows, _BATCH):
             codes = _codes(context, start, min(_BATCH, self.config.rows - start))
-            counts += torch.bincount(codes.selection.cols.cpu(), minlength=features.shape[0])
+            counts += torch.bincount(codes.selection.cols[codes.values != 0].cpu(), minlength=features.shape[0])
         expected = float(torch.exp(self.config.rows * torch.log1p(-probabilities)).mean())
         return Prepared(
             tensors={"features": features, "counts": counts},

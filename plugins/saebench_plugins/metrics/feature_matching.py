@@ -52,13 +52,13 @@ class FeatureMatching(Metric):
         mcc = (
             "mean |cos(f, d)| over the pairs of the matching that makes their sum largest; min(n_features, d_sae) pairs"
         )
+        start = ", of the decoder as it was drawn before training"
         unique = "number of distinct argmax_f |cos(f, d_j)| over latents j, divided by d_sae"
         return {
             "mcc": ScoreInfo("higher", "cosine", 0.0, 1.0, "decoder", mcc, _SOURCE, headline=True),
             "uniqueness": ScoreInfo("higher", "share", 0.0, 1.0, "decoder", unique, _SOURCE),
-            "mcc_at_start": ScoreInfo(
-                "none", "cosine", 0.0, 1.0, "decoder", f"{mcc}, of the decoder as it was drawn before training", _SOURCE
-            ),
+            "mcc_at_start": ScoreInfo("none", "cosine", 0.0, 1.0, "decoder", mcc + start, _SOURCE),
+            "uniqueness_at_start": ScoreInfo("none", "share", 0.0, 1.0, "decoder", unique + start, _SOURCE),
         }
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
@@ -77,7 +77,7 @@ class FeatureMatching(Metric):
         chance = absolute_cosines(features, random)
         return Prepared(
             tensors={"features": features},
-            floors={"mcc": float(matched(chance)[0].mean()), "uniqueness": uniqueness(chance)},
+            floors={"mcc": float(matched(chance)[0].mean())},
             ceilings={"mcc": 1.0},
         )
 
@@ -86,12 +86,13 @@ class FeatureMatching(Metric):
         features = prepared.tensors["features"].to(subject.sae.device)
         cosines = absolute_cosines(features, subject.sae.w_dec)
         values, pairs = matched(cosines)
-        start = matched(absolute_cosines(features, subject.start_decoder().to(subject.sae.device)))[0]
+        start = absolute_cosines(features, subject.start_decoder().to(subject.sae.device))
         n = values.numel()
         scores: dict[str, Score | NotApplicable] = {
             "mcc": Score(float(values.mean()), n),
             "uniqueness": Score(uniqueness(cosines), subject.sae.d_sae),
-            "mcc_at_start": Score(float(start.mean()), n),
+            "mcc_at_start": Score(float(matched(start)[0].mean()), n),
+            "uniqueness_at_start": Score(uniqueness(start), subject.sae.d_sae),
         }
         items = {"feature": pairs[0].tolist(), "latent": pairs[1].tolist(), "absolute_cosine": values.tolist()}
         return Scored(scores, items)

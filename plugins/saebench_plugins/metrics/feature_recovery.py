@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
 from saebench_core import (
@@ -51,6 +51,13 @@ class FeatureRecoveryConfig(MetricConfig):
     @classmethod
     def _ascending(cls, also: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(sorted(set(also)))
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> FeatureRecoveryConfig:
+        names = [f"{threshold:g}" for threshold in {self.threshold, *self.also}]
+        if len(set(names)) < len(names):
+            raise ValueError("thresholds must differ in their first six digits: scores are named by them")
+        return self
 
 
 class FeatureRecovery(Metric):

@@ -27,7 +27,7 @@ from saebench_core import (
 
 _SOURCE = "mean max cosine similarity, Sharkey et al. 2022; across seeds, Paulo and Belrose 2025 (arXiv 2501.16615)"
 _CHUNK = 1024
-_ALONE = "there is no other seed to compare with"
+_ALONE = "there is no other seed among the chosen cells"
 
 
 class SeedStabilityConfig(MetricConfig):
@@ -42,7 +42,7 @@ class SeedStabilityConfig(MetricConfig):
 class SeedStability(Metric):
     """``max_i cos(d_j, d'_i)`` of every direction with those of the same SAE under each other seed.
 
-    The random null is the same number at the start, where directions of two seeds have nothing in common.
+    The random null is the same number at the start: directions that are drawn have nothing in common between seeds.
     """
 
     compares_seeds: ClassVar[bool] = True

@@ -162,7 +162,7 @@ class Constraint(ABC):
     """Parts that training never learns; a constraint is a valid null for a metric that reads one of them."""
 
     reference: ClassVar[bool] = False
-    """Whether it knows or does more than an SAE can, such as a search for codes: then it is a null for no score."""
+    """Whether it knows or does more than an SAE can, such as searching for codes, and is a null for no score."""
 
     needs: ClassVar[str | None] = None
     """Type of the twin whose checkpoint `finish` starts from, or None."""

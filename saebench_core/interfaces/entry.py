@@ -26,7 +26,7 @@ class EntryConfig(Model):
     """Keys that place the entry in the registry and do not change what it computes."""
 
     later: ClassVar[frozenset[str]] = frozenset()
-    """Keys that came after results were stored: no part of an entry's identity while they have their default."""
+    """Keys that came after results were stored, and are no part of identities while they have their default."""
 
     name: str | None = Field(None, description="Name of the entry, unique in its list; by default made from its type.")
 

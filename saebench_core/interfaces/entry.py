@@ -31,14 +31,14 @@ class EntryConfig(Model):
     name: str | None = Field(None, description="Name of the entry, unique in its list; by default made from its type.")
 
     def settings(self) -> dict[str, Any]:
-        """Return the JSON form of every key but the bookkeeping, defaults filled in."""
-        return self.model_dump(mode="json", exclude=set(self.bookkeeping))
+        """Return `identity` with the defaults of later keys filled in, for those who read results."""
+        return self.model_dump(mode="json", include=set(self.later)) | self.identity()
 
     def identity(self) -> dict[str, Any]:
         """Return the JSON form of what shapes results: no bookkeeping, no later key that has its default."""
         fields = type(self).model_fields
         unsaid = {key for key in self.later if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
-        return {key: value for key, value in self.settings().items() if key not in unsaid}
+        return self.model_dump(mode="json", exclude=set(self.bookkeeping) | unsaid)
 
 
 def entry_type(config: type[EntryConfig]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from pydantic import ValidationError
-from saebench_plugins.metrics import feature_recovery
-from saebench_plugins.metrics.feature_recovery import FeatureRecovery, FeatureRecoveryConfig, best_cosines
+from saebench_plugins.metrics import _cosines, feature_recovery
+from saebench_plugins.metrics._cosines import best_cosines
+from saebench_plugins.metrics.feature_recovery import FeatureRecovery, FeatureRecoveryConfig
 
 from saebench_core.errors import PluginError
 from saebench_core.interfaces.metric import Subject
@@ -118,7 +119,7 @@ def test_scores_of_the_start_are_those_of_the_decoder_as_drawn(context):
 def test_chunks_do_not_matter(chunk, monkeypatch):
     wanted, rows = random_rows(1), random_rows(2, 33)
     brute = (wanted.double() @ rows.double().T).max(1).values
-    monkeypatch.setattr(feature_recovery, "_CHUNK", chunk)
+    monkeypatch.setattr(_cosines, "_CHUNK", chunk)
     torch.testing.assert_close(best_cosines(wanted, rows).double(), brute, rtol=1e-5, atol=1e-6)
 
 

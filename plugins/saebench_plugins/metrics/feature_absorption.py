@@ -30,11 +30,10 @@ from saebench_core import (
     Subject,
     hookimpl,
 )
+from saebench_plugins.metrics._cosines import cosine_parts
+from saebench_plugins.metrics._known_features import evaluated, fired_features, fired_latents, truth_of, unknown
 
 _SOURCE = "A is for Absorption (arXiv 2409.14507), on known features"
-_BATCH = 4096
-_SILENT = 1e-5
-"""A code below this share of the row's norm does not fire: a latent that should be at zero is off it by rounding."""
 
 
 class FeatureAbsorptionConfig(MetricConfig):
@@ -79,8 +78,8 @@ class FeatureAbsorption(Metric):
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Applies where features are known of which some fire only beside another."""
-        if not isinstance(backbone, GroundTruth):
-            return NotApplicable("the backbone's true features are not known")
+        if (refusal := unknown(backbone)) is not None:
+            return refusal
         if not isinstance(backbone, FeatureTree) or bool((backbone.parents() < 0).all()):
             return NotApplicable("no feature of the backbone has a parent")
         return None
@@ -102,15 +101,13 @@ class FeatureAbsorption(Metric):
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Return the scores, and the counts of every child that has rows enough."""
-        sae, reader = subject.sae, context.activations("evaluation", self.config.rows)
+        sae, truth = subject.sae, truth_of(context, "feature_absorption")
         features, parents = (prepared.tensors[name].to(sae.device) for name in ("features", "parents"))
-        cosine, latent = _own_latents(features, sae.w_dec)
-        tally = _Tally(sae, latent, parents)
-        start = 0
-        for x in reader.batches(_BATCH):
-            tally.add(x, cast(GroundTruth, context.backbone).codes("evaluation", start, x.shape[0]))
-            start += x.shape[0]
-        return self._scored(tally, cosine > self.config.threshold)
+        best = [part.max(dim=1) for part in cosine_parts(features, sae.w_dec)]
+        tally = _Tally(sae, torch.cat([part.indices for part in best]), parents)
+        for x, codes in evaluated(context, truth, self.config.rows):
+            tally.add(x, codes)
+        return self._scored(tally, torch.cat([part.values for part in best]) > self.config.threshold)
 
     def _scored(self, tally: _Tally, known: Bool[Tensor, " n_features"]) -> Scored:
         children = (tally.parents >= 0).nonzero()[:, 0]
@@ -143,14 +140,6 @@ def _mean(values: Float[Tensor, " values"], otherwise: str) -> Score | NotApplic
     return Score(float(values.mean()), values.numel()) if values.numel() else NotApplicable(otherwise)
 
 
-def _own_latents(
-    features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]
-) -> tuple[Float[Tensor, " n_features"], Int[Tensor, " n_features"]]:
-    unit = torch.nn.functional.normalize(directions, dim=1)
-    parts = [(part @ unit.T).max(dim=1) for part in torch.split(features, 1024)]
-    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
-
-
 class _Tally:
     """Running counts, by feature.
 
@@ -172,15 +161,11 @@ class _Tally:
     def add(self, x: Float[Tensor, "rows d_in"], truth: Codes) -> None:
         """Add activations with their true coefficients."""
         count = self.latent.numel()
-        codes = self.sae.encode(x)
-        norms = x.double().norm(dim=1)
-        active = codes.values.abs() > _SILENT * norms[codes.selection.rows]
-        fired = codes.selection.rows[active] * self.sae.d_sae + codes.selection.cols[active]
-        there = truth.values != 0
-        rows, cols = (part[there].to(x.device) for part in (truth.selection.rows, truth.selection.cols))
+        fired_rows, fired_cols = fired_latents(self.sae.encode(x), x)
+        rows, cols = fired_features(truth, x.device)
         if rows.numel() == 0:
             return
-        mine = torch.isin(rows * self.sae.d_sae + self.latent[cols], fired)
+        mine = torch.isin(rows * self.sae.d_sae + self.latent[cols], fired_rows * self.sae.d_sae + fired_cols)
         places = rows * count + cols
         order = places.argsort()
         above = self.parents[cols]

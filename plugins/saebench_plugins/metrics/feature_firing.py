@@ -13,13 +13,11 @@ from torch import Tensor
 from saebench_core import (
     Backbone,
     Codes,
-    GroundTruth,
     Metric,
     MetricConfig,
     MetricContext,
     MetricSpec,
     NotApplicable,
-    PluginError,
     Prepared,
     Score,
     Scored,
@@ -29,14 +27,12 @@ from saebench_core import (
     Subject,
     hookimpl,
 )
+from saebench_plugins.metrics._cosines import cosine_parts
+from saebench_plugins.metrics._known_features import BATCH, evaluated, fired_features, fired_latents, truth_of, unknown
 
 _SOURCE = "SynthSAEBench (arXiv 2602.14687), section on metrics"
 _OWN = "saebench_core"
-_BATCH = 4096
-_LATENTS = 1024
 _SMALL_NORM = 1e-6
-_SILENT = 1e-5
-"""A code below this share of the row's norm does not fire: a latent that should be at zero is off it by rounding."""
 
 
 class FeatureFiringConfig(MetricConfig):
@@ -77,9 +73,7 @@ class FeatureFiring(Metric):
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Applies where the true features are known."""
-        if isinstance(backbone, GroundTruth):
-            return None
-        return NotApplicable("the backbone's true features are not known")
+        return unknown(backbone)
 
     def rows(self) -> Mapping[Split, int]:
         """Return the evaluation rows."""
@@ -90,12 +84,12 @@ class FeatureFiring(Metric):
 
         A feature of probability p is silent in n rows with probability ``(1 - p)^n``.
         """
-        features = _truth(context).features()
-        probabilities = _truth(context).probabilities().double()
+        truth = truth_of(context, "feature_firing")
+        features, probabilities = truth.features(), truth.probabilities().double()
         counts = torch.zeros(features.shape[0], dtype=torch.int64)
-        for start in range(0, self.config.rows, _BATCH):
-            codes = _codes(context, start, min(_BATCH, self.config.rows - start))
-            counts += torch.bincount(codes.selection.cols[codes.values != 0].cpu(), minlength=features.shape[0])
+        for start in range(0, self.config.rows, BATCH):
+            codes = truth.codes("evaluation", start, min(BATCH, self.config.rows - start))
+            counts += torch.bincount(fired_features(codes, counts.device)[1], minlength=features.shape[0])
         expected = float(torch.exp(self.config.rows * torch.log1p(-probabilities)).mean())
         return Prepared(
             tensors={"features": features, "counts": counts},
@@ -105,14 +99,12 @@ class FeatureFiring(Metric):
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Return the scores, and each latent's feature with its counts."""
-        sae, reader = subject.sae, context.activations("evaluation", self.config.rows)
+        sae, truth = subject.sae, truth_of(context, "feature_firing")
         features = prepared.tensors["features"].to(sae.device)
         closest = closest_features(features, sae.w_dec)
         tally = _Tally(sae, closest.feature, features.shape[0])
-        start = 0
-        for x in reader.batches(_BATCH):
-            tally.add(x, _codes(context, start, x.shape[0]))
-            start += x.shape[0]
+        for x, codes in evaluated(context, truth, self.config.rows):
+            tally.add(x, codes)
         positives = prepared.tensors["counts"].to(sae.device)[closest.feature]
         return _scored(tally, positives, closest)
 
@@ -131,9 +123,7 @@ class Closest(NamedTuple):
 
 def closest_features(features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]) -> Closest:
     """Return each direction's feature of largest absolute cosine."""
-    wanted = torch.nn.functional.normalize(features, dim=1)
-    unit = torch.nn.functional.normalize(directions, dim=1)
-    parts = [(part @ wanted.T).abs().max(dim=1) for part in torch.split(unit, _LATENTS)]
+    parts = [part.abs_().max(dim=1) for part in cosine_parts(directions, features)]
     return Closest(torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts]))
 
 
@@ -144,22 +134,20 @@ class _Tally:
         self.sae, self.feature, self.n_features = sae, feature, n_features
         self.fires = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         self.both = torch.zeros_like(self.fires)
-        self.ratio, self.rows, self.measured = 0.0, 0, 0
+        self.ratio, self.measured = 0.0, 0
 
     def add(self, x: Tensor, truth: Codes) -> None:
         """Add activations ``(rows, d_in)`` with their true coefficients."""
         codes = self.sae.encode(x)
-        norms, made = x.double().norm(dim=1), self.sae.decode(codes).double().norm(dim=1)
-        active = codes.values.abs() > _SILENT * norms[codes.selection.rows]
-        rows, cols = codes.selection.rows[active], codes.selection.cols[active]
+        rows, cols = fired_latents(codes, x)
         self.fires += torch.bincount(cols, minlength=self.sae.d_sae)
-        known = (truth.selection.rows * self.n_features + truth.selection.cols)[truth.values != 0].to(rows.device)
-        hit = torch.isin(rows * self.n_features + self.feature[cols], known)
+        true_rows, true_cols = fired_features(truth, rows.device)
+        hit = torch.isin(rows * self.n_features + self.feature[cols], true_rows * self.n_features + true_cols)
         self.both += torch.bincount(cols[hit], minlength=self.sae.d_sae)
+        norms, made = x.double().norm(dim=1), self.sae.decode(codes).double().norm(dim=1)
         there = norms > _SMALL_NORM
         self.ratio += float((made[there] / norms[there]).sum())
         self.measured += int(there.sum())
-        self.rows += x.shape[0]
 
 
 def _scored(tally: _Tally, positives: Int[Tensor, " d_sae"], closest: Closest) -> Scored:
@@ -189,16 +177,6 @@ def _scored(tally: _Tally, positives: Int[Tensor, " d_sae"], closest: Closest) -
         "feature_fires": positives.tolist(),
     }
     return Scored(scores, items)
-
-
-def _truth(context: MetricContext) -> GroundTruth:
-    if not isinstance(context.backbone, GroundTruth):
-        raise PluginError("feature_firing was prepared for a backbone without known features")
-    return context.backbone
-
-
-def _codes(context: MetricContext, start: int, rows: int) -> Codes:
-    return _truth(context).codes("evaluation", start, rows)
 
 
 @hookimpl

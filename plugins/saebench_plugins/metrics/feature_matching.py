@@ -11,13 +11,11 @@ from torch import Tensor
 
 from saebench_core import (
     Backbone,
-    GroundTruth,
     Metric,
     MetricConfig,
     MetricContext,
     MetricSpec,
     NotApplicable,
-    PluginError,
     Prepared,
     Score,
     Scored,
@@ -26,9 +24,10 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
+from saebench_plugins.metrics._cosines import cosine_parts
+from saebench_plugins.metrics._known_features import truth_of, unknown
 
 _SOURCE = "SynthSAEBench (arXiv 2602.14687), section on metrics"
-_CHUNK = 1024
 
 
 class FeatureMatchingConfig(MetricConfig):
@@ -63,15 +62,11 @@ class FeatureMatching(Metric):
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Applies where the true features are known."""
-        if isinstance(backbone, GroundTruth):
-            return None
-        return NotApplicable("the backbone's true features are not known")
+        return unknown(backbone)
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Return the features; the floor is what the same count of isotropic random directions reaches."""
-        if not isinstance(context.backbone, GroundTruth):
-            raise PluginError("feature_matching was prepared for a backbone without known features")
-        features = context.backbone.features()
+        features = truth_of(context, "feature_matching").features()
         generator = named_generator("feature_matching", "floor", *features.shape)
         random = torch.randn(features.shape, generator=generator, device="cpu").to(features.device)
         chance = absolute_cosines(features, random)
@@ -102,9 +97,7 @@ def absolute_cosines(
     features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "n_features d_sae"]:
     """Return the absolute cosine of each feature with each direction; a direction of norm zero has none, so 0."""
-    unit = torch.nn.functional.normalize(directions, dim=1)
-    wanted = torch.nn.functional.normalize(features, dim=1)
-    return torch.cat([(part @ unit.T).abs_().clamp_(max=1.0) for part in torch.split(wanted, _CHUNK)])
+    return torch.cat([part.abs_().clamp_(max=1.0) for part in cosine_parts(features, directions)])
 
 
 def matched(cosines: Float[Tensor, "n_features d_sae"]) -> tuple[Float[Tensor, " pairs"], Int[Tensor, "two pairs"]]:

@@ -13,14 +13,12 @@ from torch import Tensor
 from saebench_core import (
     Backbone,
     Chart,
-    GroundTruth,
     Metric,
     MetricConfig,
     MetricContext,
     MetricSpec,
     NotApplicable,
     Observed,
-    PluginError,
     Prepared,
     Score,
     Scored,
@@ -29,10 +27,11 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
+from saebench_plugins.metrics._cosines import best_cosines
+from saebench_plugins.metrics._known_features import truth_of, unknown
 from saebench_plugins.metrics._recovery_charts import recovery_charts
 
 _SOURCE = "Sanity Checks for SAEs, eq. 6"
-_CHUNK = 1024
 
 
 class FeatureRecoveryConfig(MetricConfig):
@@ -108,20 +107,16 @@ class FeatureRecovery(Metric):
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Applies where the true features are known."""
-        if isinstance(backbone, GroundTruth):
-            return None
-        return NotApplicable("the backbone's true features are not known")
+        return unknown(backbone)
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Return features and frequencies; the floor is the same count of isotropic random directions."""
-        if not isinstance(context.backbone, GroundTruth):
-            raise PluginError("feature_recovery was prepared for a backbone without known features")
-        features = context.backbone.features()
+        truth = truth_of(context, "feature_recovery")
+        features, probabilities = truth.features(), truth.probabilities()
         generator = named_generator("feature_recovery", "floor", *features.shape)
         random = torch.randn(features.shape, generator=generator, device="cpu").to(features.device)
         chance = best_cosines(features, random)
         floors = {name: _share(chance, threshold) for name, threshold in self._counted.items()}
-        probabilities = context.backbone.probabilities()
         group = self._group_of(probabilities)
         for number, name in enumerate(self._groups):
             own = chance[group == number]
@@ -172,15 +167,6 @@ class FeatureRecovery(Metric):
 
 def _share(best: Float[Tensor, " features"], threshold: float) -> float:
     return float((best > threshold).double().mean())
-
-
-def best_cosines(
-    features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, " n_features"]:
-    """Return each feature's largest signed cosine with any direction."""
-    unit = torch.nn.functional.normalize(directions, dim=1)
-    wanted = torch.nn.functional.normalize(features, dim=1)
-    return torch.cat([(part @ unit.T).max(dim=1).values for part in torch.split(wanted, _CHUNK)])
 
 
 @hookimpl

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
 from saebench_core import (
     Backbone,
@@ -24,9 +22,9 @@ from saebench_core import (
     Subject,
     hookimpl,
 )
+from saebench_plugins.metrics._cosines import best_cosines
 
 _SOURCE = "mean max cosine similarity, Sharkey et al. 2022; across seeds, Paulo and Belrose 2025 (arXiv 2501.16615)"
-_CHUNK = 1024
 _ALONE = "there is no other seed among the chosen cells"
 
 
@@ -93,15 +91,6 @@ class SeedStability(Metric):
         }
         items = {"latent": list(range(now.shape[1])), "best_cosine": now.double().mean(0).tolist()}
         return Scored(scores, items)
-
-
-def best_cosines(
-    directions: Float[Tensor, "d_sae d_in"], others: Float[Tensor, "other d_in"]
-) -> Float[Tensor, " d_sae"]:
-    """Return each direction's largest signed cosine with any of the others."""
-    unit = torch.nn.functional.normalize(others, dim=1)
-    mine = torch.nn.functional.normalize(directions, dim=1)
-    return torch.cat([(part @ unit.T).max(dim=1).values for part in torch.split(mine, _CHUNK)])
 
 
 @hookimpl

@@ -24,14 +24,12 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any, Final
 
 from saebench_core.api import charts_of, open_registry
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
 from saebench_core.report import comparisons
-from saebench_core.report.drawing import DrawnPanel, drawn
 from saebench_core.report.lines import score_charts
 from saebench_core.report.words import number
 
@@ -160,76 +158,6 @@ def _series(plain: Mapping[str, Any]) -> Series:
     return Series(**{**plain, **lists})
 
 
-STYLE: Final = """
-text{font:12.5px system-ui,sans-serif;fill:#1b1f24} .tick{fill:#5b6470;font-size:11.5px} .title{font-weight:600}
-.grid{stroke:#d9dde3} .level,.floor{stroke:#5b6470;stroke-dasharray:5 4}
-.ceiling{stroke:#0a7a3c;stroke-dasharray:1.5 3.5}
-.line path{fill:none;stroke:var(--c);stroke-width:1.8} .line line{stroke:var(--c)}
-.line circle,.line rect,.line text{fill:var(--c)} .s0 path{stroke-width:2.8}
-.s0{--c:#0060a8} .s1{--c:#b84a00} .s2{--c:#007a5e} .s3{--c:#8a3a7a} .s4{--c:#6b5900} .s5{--c:#4a4f57}
-.s2 path{stroke-dasharray:7 3} .s3 path{stroke-dasharray:2 3} .s4 path{stroke-dasharray:9 3 2 3}
-.s5 path{stroke-dasharray:4 2}
-"""
-WIDTH, HEIGHT = 590, 300
-
-
-def picture(chart: Chart, wanted: Sequence[str] = ()) -> str:
-    """Return a chart as an SVG file, two panels in a row.
-
-    Args:
-        chart: the chart.
-        wanted: parts of the titles of panels; empty for all.
-
-    Raises:
-        KeyError: if no panel is left.
-    """
-    panels = [panel for panel in drawn(chart) if not wanted or any(part in panel.title for part in wanted)]
-    if not panels:
-        raise KeyError(f"{chart.title}: no panel {list(wanted)}")
-    across = min(2, len(panels))
-    size = (WIDTH * across, HEIGHT * -(-len(panels) // 2))
-    body = [
-        f'<g transform="translate({WIDTH * (place % 2)},{HEIGHT * (place // 2)})">{_panel(panel)}</g>'
-        for place, panel in enumerate(panels)
-    ]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]} {size[1]}" role="img">'
-    return "\n".join(
-        [head, f"<style>{STYLE}</style>", '<rect width="100%" height="100%" fill="#fff"/>', *body, "</svg>\n"]
-    )
-
-
-def _panel(panel: DrawnPanel) -> str:
-    parts = [
-        f"<title>{escape(panel.summary)}</title>",
-        f'<text class="title" x="52" y="16">{escape(panel.title)}</text>',
-    ]
-    parts.append('<g transform="translate(0,22)">')
-    for tick in panel.y_ticks:
-        parts.append(f'<line class="grid" x1="52" x2="420" y1="{tick.x}" y2="{tick.x}"/>')
-        parts.append(f'<text class="tick" x="46" y="{tick.x + 4}" text-anchor="end">{escape(tick.text)}</text>')
-    parts += [
-        f'<text class="tick" x="{t.x}" y="252" text-anchor="middle">{escape(t.text)}</text>' for t in panel.x_ticks
-    ]
-    parts.append(f'<text class="tick" x="236" y="270" text-anchor="middle">{escape(panel.x_label)}</text>')
-    for level in panel.levels:
-        kind = level.name if level.name in ("floor", "ceiling") else "level"
-        parts.append(f'<line class="{kind}" x1="52" x2="420" y1="{level.y}" y2="{level.y}"/>')
-    for line in panel.lines:
-        marks = [
-            f'<line x1="{mark.x}" x2="{mark.x}" y1="{mark.low}" y2="{mark.high}"/>'
-            + (
-                f'<circle cx="{mark.x}" cy="{mark.y}" r="4.5"/>'
-                if line.trained
-                else f'<rect x="{round(mark.x - 3.6, 2)}" y="{round(mark.y - 3.6, 2)}" width="7.2" height="7.2"/>'
-            )
-            for mark in line.marks
-        ]
-        path = f'<path d="{line.path}"/>' if line.path else ""
-        label = f'<text x="428" y="{line.label_y + 4}">{escape(line.label)}</text>'
-        parts.append(f'<g class="line s{line.style}">{path}{"".join(marks)}{label}</g>')
-    return "\n".join([*parts, "</g>"])
-
-
 def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
     """Return a page with its tables and figures made anew, and the pictures by file name.
 
@@ -247,9 +175,8 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
         else:
             chart = _chart(data["charts"][asked["chart"]])
             slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
-            pictures[f"{page}-{slug}.svg"] = picture(
-                chart, asked.get("panels", "").split("|") if "panels" in asked else ()
-            )
+            panels = asked["panels"].split("|") if "panels" in asked else ()
+            pictures[f"{page}-{slug}.svg"] = chart_picture(chart, panels)
             made = f"![{chart.title}](images/{page}-{slug}.svg)"
         return f"<!-- {kind} {words} -->\n\n{made}\n\n<!-- end -->"
 

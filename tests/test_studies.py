@@ -1,4 +1,4 @@
-"""The studies: pages hold what their stored results say, and tables and pictures are right by hand."""
+"""The studies: tables by hand, and pages that are made from stored results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from saebench_core.interfaces.chart import Chart, ChartPanel, Series
 from tests.helpers.registries import TINY
 from tests.helpers.runs import run
 
@@ -44,10 +43,6 @@ CELLS = [
     cell("topk", "frozen", 0, 0.25),
     cell("relu", "trained", 0, 0.5),
 ]
-
-
-def test_the_pages_hold_what_is_stored(studies):
-    assert studies.write(check=True) == []
 
 
 def test_a_table_of_one_score_by_hand(studies):
@@ -112,15 +107,6 @@ def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, 
     assert "a&lt;b" in picture and "a<b" not in picture
     page.write_text(text.replace("0.500", "0.501"))
     assert studies.write(check=True) == ["page.md"]
-
-
-def test_pictures_have_two_panels_in_a_row(studies):
-    panels = tuple(ChartPanel(name, (Series("s", (0.0, 1.0), (0.0, 1.0)),)) for name in ("one", "two", "three"))
-    chart = Chart("t", "c", "x", "y", panels)
-    assert 'viewBox="0 0 1180 600"' in studies.picture(chart)
-    assert 'viewBox="0 0 590 300"' in studies.picture(chart, ["two"])
-    with pytest.raises(KeyError, match="no panel"):
-        studies.picture(chart, ["four"])
 
 
 def test_what_a_run_has_is_stored(studies, tmp_path):

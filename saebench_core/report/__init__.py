@@ -7,6 +7,7 @@ from saebench_core.report.console import console_text, show
 from saebench_core.report.drift import drift_charts
 from saebench_core.report.frames import long_frame, score_frame, score_lines, tidy, wide_frame
 from saebench_core.report.html import render_html, write_html
+from saebench_core.report.picture import chart_picture
 from saebench_core.report.tables import Comparison, Entry, ScoreRow, Verdicts, comparisons, is_trained
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ScoreRow",
     "Verdicts",
     "certificate_rows",
+    "chart_picture",
     "comparisons",
     "console_text",
     "drift_charts",

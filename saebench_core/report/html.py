@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from saebench_core.interfaces.chart import Chart
 from saebench_core.report.certificates import certificate_rows
@@ -15,6 +13,7 @@ from saebench_core.report.drawing import drawn
 from saebench_core.report.figures import dot_figures
 from saebench_core.report.lines import score_charts
 from saebench_core.report.tables import Comparison, Verdicts, comparisons
+from saebench_core.report.templating import template
 from saebench_core.report.words import (
     FLAGS,
     VERDICTS,
@@ -28,9 +27,6 @@ from saebench_core.report.words import (
 from saebench_core.results import CellRecord, MetricValue, Sweep
 from saebench_core.store import write_atomically
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 __all__ = ["render_html", "write_html"]
 
 
@@ -41,25 +37,6 @@ class Definition(NamedTuple):
     metric: MetricValue
     versions: str
     description: str
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    # Names, errors and registries come from users and plugins: everything is escaped.
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(
-        l0_text=l0_text,
-        number=number,
-        entry_text=entry_text,
-        entry_notes=entry_notes,
-        flag_notes=flag_notes,
-        learned_text=learned_text,
-        moment=_moment,
-    )
-    text = (files("saebench_core.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(text)
 
 
 def _moment(milliseconds: int) -> str:
@@ -110,7 +87,17 @@ def render_html(
         "definitions": _definitions(records, descriptions or {}),
         "finished_ms": max((record.finished_ms for record in records), default=sweep.started_ms),
     }
-    return _template().render(context | _states(sweep, records))
+    page = template(
+        "report.html.j2",
+        l0_text=l0_text,
+        number=number,
+        entry_text=entry_text,
+        entry_notes=entry_notes,
+        flag_notes=flag_notes,
+        learned_text=learned_text,
+        moment=_moment,
+    )
+    return page.render(context | _states(sweep, records))
 
 
 def write_html(path: Path, sweep: Sweep, records: Sequence[CellRecord], **options: Any) -> Path:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, strategies as st
 from saebench_plugins.metrics._recovery_charts import recovery_charts
 
-from saebench_core.errors import PluginError
+from saebench_core.errors import InputError, PluginError
 from saebench_core.interfaces.chart import Chart, ChartPanel, Observed, Series
-from saebench_core.report import comparisons, drift_charts, render_html
+from saebench_core.report import chart_picture, comparisons, drift_charts, render_html
 from saebench_core.report.drawing import BOTTOM, LEFT, RIGHT, TOP, drawn
 from saebench_core.report.lines import score_charts, varying
 from saebench_core.results import EntryRef
@@ -312,6 +313,18 @@ def register_metrics():
     assert shown.code == 0
     assert "warning: mine: its figures are left out: the plugin failed: KeyError: 'colour'" in shown.err
     assert "How far directions moved" in (tmp_path / shown.out.strip()).read_text(encoding="utf-8")
+
+
+def test_pictures_have_two_panels_in_a_row():
+    series = Series("a<b", (0.0, 1.0), (0.0, 1.0), trained=True)
+    chart = Chart("t", "c", "x", "y", tuple(ChartPanel(name, (series,)) for name in ("one", "two", "three")))
+    picture = chart_picture(chart)
+    assert 'viewBox="0 0 1180 600"' in picture and picture.count('<text class="head"') == 3
+    assert "a&lt;b" in picture and "a<b" not in picture
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert 'viewBox="0 0 590 300"' in chart_picture(chart, ["two"])
+    with pytest.raises(InputError, match="no panel four; there are: 'one', 'two', 'three'"):
+        chart_picture(chart, ["four"])
 
 
 def test_charts_are_escaped():

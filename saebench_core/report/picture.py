@@ -1,0 +1,30 @@
+"""A chart as an SVG file of its own, for pages that are no report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saebench_core.errors import InputError
+from saebench_core.interfaces.chart import Chart
+from saebench_core.report.drawing import drawn
+from saebench_core.report.templating import template
+
+__all__ = ["chart_picture"]
+
+
+def chart_picture(chart: Chart, panels: Sequence[str] = ()) -> str:
+    """Return the picture, two panels in a row.
+
+    Args:
+        chart: the chart.
+        panels: parts of the titles of the panels to draw; empty for all.
+
+    Raises:
+        InputError: if no panel is left.
+    """
+    found = [panel for panel in drawn(chart) if not panels or any(part in panel.title for part in panels)]
+    if not found:
+        titles = ", ".join(repr(panel.title) for panel in chart.panels) or "none"
+        raise InputError(f"chart {chart.title!r} has no panel {', '.join(panels)}; there are: {titles}")
+    rows = -(-len(found) // 2)
+    return template("picture.svg.j2").render(panels=found, across=min(2, len(found)), down=rows).rstrip() + "\n"

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from saebench_core.api import charts_of, open_registry
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
-from saebench_core.report import comparisons
+from saebench_core.report import chart_picture, comparisons
 from saebench_core.report.lines import score_charts
 from saebench_core.report.words import number
 
@@ -217,6 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             json.dumps(found, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
         )
         sys.stdout.write(f"{place}: {len(found['cells'])} cells, {found['left']} left\n")
+    if given.check and not any(FOLDER.glob("*.md")):
+        parser.error(f"there is no page in {FOLDER} to check")
     differing = write(given.check)
     for name in differing:
         sys.stdout.write(f"{'differs' if given.check else 'written'}: {name}\n")

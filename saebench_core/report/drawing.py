@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
-from saebench_core.report.figures import Axis, Tick
+from saebench_core.report.figures import Axis, Tick, axis_of
 from saebench_core.report.words import number
 
 __all__ = ["DrawnPanel", "drawn"]
@@ -71,7 +71,7 @@ def drawn(chart: Chart) -> list[DrawnPanel]:
     if not every:
         return []
     levels = [value for panel in chart.panels for value in panel.levels.values()]
-    up = _axis([end for series in every for end in _ends(series)] + levels, BOTTOM, TOP)
+    up = axis_of([end for series in every for end in _ends(series)] + levels, BOTTOM, TOP)
     places = [_scaled(chart, x) for series in every for x in series.x]
     low, high = min(places), max(places)
     across = Axis(low, max(high, low + 1e-9 * max(1.0, abs(low))), LEFT + 14, RIGHT - 14)
@@ -81,12 +81,6 @@ def drawn(chart: Chart) -> list[DrawnPanel]:
 def _ends(series: Series) -> list[float]:
     spread = series.spread or (0.0,) * len(series.y)
     return [y + sign * s for y, s in zip(series.y, spread, strict=True) for sign in (-1, 1)]
-
-
-def _axis(values: Sequence[float], start: float, end: float) -> Axis:
-    low, high = min(values), max(values)
-    margin = 0.04 * (high - low) or 0.05 * abs(low) or 0.5
-    return Axis(low - margin, high + margin, start, end)
 
 
 def _scaled(chart: Chart, x: float) -> float:

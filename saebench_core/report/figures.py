@@ -6,7 +6,7 @@ The template draws it; colours, fonts and dark mode are the page's own, which no
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -102,7 +102,7 @@ def dot_figures(found: Sequence[Comparison], scores: Sequence[str]) -> list[Figu
         rows = [(comparison, row) for comparison in found for row in comparison.rows if row.score == score]
         drawn = [(comparison, row) for comparison, row in rows if any(entry.values for entry in row.entries)]
         if drawn:
-            axis = axis_of([row for _, row in drawn], LABEL, LABEL + PLOT)
+            axis = axis_of(_values(row for _, row in drawn), LABEL, LABEL + PLOT)
             panels = tuple(_panel(comparison, row, axis) for comparison, row in drawn)
             figures.append(Figure(score, _caption(drawn[0][1]), panels))
     return figures
@@ -113,10 +113,17 @@ def _caption(row: ScoreRow) -> str:
     return f"{better[row.direction]}; unit: {row.unit}"
 
 
-def axis_of(rows: Sequence[ScoreRow], start: float, end: float) -> Axis:
-    """Return a scale on which all values, floors and ceilings of some rows have room."""
-    values = [value for row in rows for entry in row.entries for value in entry.values.values()]
-    values += [value for row in rows for value in (row.floor, row.ceiling) if value is not None]
+def _values(rows: Iterable[ScoreRow]) -> list[float]:
+    """Return all values, floors and ceilings of some rows."""
+    found: list[float] = []
+    for row in rows:
+        found += [value for entry in row.entries for value in entry.values.values()]
+        found += [value for value in (row.floor, row.ceiling) if value is not None]
+    return found
+
+
+def axis_of(values: Sequence[float], start: float, end: float) -> Axis:
+    """Return a scale on which all values have room."""
     low, high = min(values), max(values)
     margin = 0.04 * (high - low) or 0.05 * abs(low) or 0.5
     return Axis(low - margin, high + margin, start, end)

@@ -108,6 +108,11 @@ def test_ica_leaves_out_what_has_no_variance():
         fitted("ica", x=torch.ones(200, D_IN))
 
 
+def test_what_did_not_converge_says_so(caplog):
+    fitted("ica", iterations=1)
+    assert "did not converge" in caplog.text
+
+
 def test_few_rows_are_enough_to_say_something():
     trainee = make_trainee("topk", "fitted_dictionary", X, method="ica", rows=5)
     sae = trainee.constraint.calibrate(trainee.sae.folded(1.0), None, MemoryReader(X))

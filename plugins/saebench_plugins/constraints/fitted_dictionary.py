@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ from saebench_core import (
 )
 from saebench_plugins.constraints._pursuit import Pursuit
 
+_LOGGER: Final = logging.getLogger(__name__)
 _BATCH: Final = 4096
 
 
@@ -159,12 +161,15 @@ def _seed(sae: SparseAutoencoder) -> int:
 
 
 def _quietly(fit: Callable[[Any], Any], x: np.ndarray[Any, Any]) -> Any:
-    """Fit without warnings: what did not converge within its iterations is compared as it is, like an SAE."""
+    """Fit; what did not converge within its iterations is compared as it is, like an SAE, and the log says so."""
     state = np.random.get_state()  # noqa: NPY002 - scikit-learn's coordinate descent draws a seed there, unused
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return fit(x)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            fitted = fit(x)
+        for warning in told:
+            _LOGGER.warning("%s", warning.message)
+        return fitted
     finally:
         np.random.set_state(state)  # noqa: NPY002
 

@@ -11,7 +11,7 @@ A page asks for a table or a figure in a comment, and what follows it up to the 
     <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
 
 Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
-the paper's row.
+the paper's row. ``!`` marks what had not converged, ``†`` what collapsed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from saebench_core.report.words import number
 FOLDER: Final = Path(__file__).parent / "studies"
 AXES: Final = ("backbone", "architecture", "constraint", "l0")
 MARKED: Final = re.compile(r"<!-- (table|figure) (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+LIMITS: Final = ("floors", "ceilings")
+MARKS: Final = {"collapsed": "†", "not_converged": "!"}
 DIGITS: Final = 6
 Row = Mapping[str, Any]
 
@@ -79,6 +81,9 @@ def _row(record: Any) -> dict[str, Any]:
         "floors": {
             name: _rounded(value.floor) for name, value in sorted(result.metrics.items()) if value.floor is not None
         },
+        "ceilings": {
+            name: _rounded(value.ceiling) for name, value in sorted(result.metrics.items()) if value.ceiling is not None
+        },
     }
 
 
@@ -118,15 +123,19 @@ def table(cells: Sequence[Row], asked: Mapping[str, str]) -> str:
     rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
     columns = scores if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
     lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+
+    def places(cells: Sequence[Row]) -> list[tuple[list[Row], str]]:
+        if by_score:
+            return [(list(cells), score) for score in scores]
+        return [([cell for cell in cells if str(cell[asked["columns"]]) == column], scores[0]) for column in columns]
+
     for row in rows:
         mine = [cell for cell in chosen if str(cell[asked["rows"]]) == row]
-        texts = [
-            _text(mine, column)
-            if by_score
-            else _text([cell for cell in mine if str(cell[asked["columns"]]) == column], scores[0])
-            for column in columns
-        ]
-        lines.append(f"| {row} | {' | '.join(texts)} |")
+        lines.append(f"| {row} | {' | '.join(_text(*place) for place in places(mine))} |")
+    for limit in LIMITS:
+        values = [_limit(*place, limit) for place in places(chosen)]
+        if any(values):
+            lines.append(f"| *{limit[:-1]}* | {' | '.join(values)} |")
     paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
     if paper:
         lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
@@ -140,9 +149,15 @@ def _text(cells: Sequence[Row], score: str) -> str:
     if len({cell["seed"] for cell in found}) < len(found):
         raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
     values = [cell["scores"][score] for cell in found]
-    mark = " !" if any("not_converged" in cell["flags"] for cell in found) else ""
+    mark = "".join(f" {MARKS[flag]}" for flag in MARKS if any(flag in cell["flags"] for cell in found))
     spread = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
     return f"{number(statistics.fmean(values))}{spread}{mark}"
+
+
+def _limit(cells: Sequence[Row], score: str, limit: str) -> str:
+    """A floor or ceiling, where all cells of a column have the same one."""
+    found = {cell[limit].get(score) for cell in cells} - {None}
+    return number(found.pop()) if len(found) == 1 else ""
 
 
 def _chart(plain: Mapping[str, Any]) -> Chart:

@@ -34,6 +34,8 @@ def cell(architecture, constraint, seed, value, flags=()):
         "seed": seed,
         "flags": list(flags),
         "scores": {"a/b": value, "a/c": 10 * value},
+        "floors": {"a/b": 0.125, "a/c": seed},
+        "ceilings": {"a/b": 1.0} if architecture == "topk" else {},
     }
 
 
@@ -41,7 +43,7 @@ CELLS = [
     cell("topk", "trained", 0, 0.8),
     cell("topk", "trained", 1, 0.6, ["not_converged"]),
     cell("topk", "frozen", 0, 0.25),
-    cell("relu", "trained", 0, 0.5),
+    cell("relu", "trained", 0, 0.5, ["collapsed"]),
 ]
 
 
@@ -50,8 +52,10 @@ def test_a_table_of_one_score_by_hand(studies):
     assert studies.table(CELLS, asked).splitlines() == [
         "| constraint | topk | relu |",
         "|---|---|---|",
-        "| trained | 0.700 ± 0.141 ! | 0.500 |",
+        "| trained | 0.700 ± 0.141 ! | 0.500 † |",
         "| frozen | 0.250 |  |",
+        "| *floor* | 0.125 | 0.125 |",
+        "| *ceiling* | 1.000 |  |",
         "| *the paper* | 0.71 |  |",
     ]
 
@@ -71,7 +75,16 @@ def test_a_table_that_would_answer_another_question_is_refused(studies, asked, e
 
 def test_a_table_of_several_scores_of_chosen_cells(studies):
     asked = {"rows": "constraint", "scores": "a/b,a/c", "architecture": "topk", "constraint": "frozen"}
-    assert studies.table(CELLS, asked).splitlines()[2:] == ["| frozen | 0.250 | 2.500 |"]
+    assert studies.table(CELLS, asked).splitlines()[2:] == [
+        "| frozen | 0.250 | 2.500 |",
+        "| *floor* | 0.125 | 0.000 |",
+        "| *ceiling* | 1.000 |  |",
+    ]
+
+
+def test_a_floor_that_differs_between_cells_is_not_told(studies):
+    asked = {"rows": "constraint", "columns": "architecture", "score": "a/c", "architecture": "topk"}
+    assert "floor" not in studies.table(CELLS, asked)
 
 
 def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, tmp_path, monkeypatch):
@@ -99,13 +112,13 @@ def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, 
     assert "old" in page.read_text()
     assert studies.write(check=False) == ["page.md", "images/page-mine-a-chart.svg"]
     text = page.read_text()
-    assert "| trained | 0.500 |" in text and "old" not in text
+    assert "| trained | 0.500 † |" in text and "old" not in text
     assert "![A chart](images/page-mine-a-chart.svg)" in text
     assert text.startswith("# Title\n") and "\nbetween\n" in text and text.endswith("after\n")
     assert studies.write(check=True) == []
     picture = (tmp_path / "images" / "page-mine-a-chart.svg").read_text()
     assert "a&lt;b" in picture and "a<b" not in picture
-    page.write_text(text.replace("0.500", "0.501"))
+    page.write_text(text.replace("0.500 †", "0.501 †"))
     assert studies.write(check=True) == ["page.md"]
 
 

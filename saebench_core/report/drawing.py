@@ -14,9 +14,11 @@ from saebench_core.report.words import number
 __all__ = ["DrawnPanel", "drawn"]
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 420, 12, 236
+HEIGHT, LOWEST = 276.0, 262.0
+"""Of a picture, and of the last label in it; more labels than there is room for make it higher."""
 LABEL_GAP = 14.0
-STYLES = 6
-"""Line styles of the page; more series than that share them, and the labels tell them apart."""
+COLOURS, DASHES = 5, 5
+"""Colours of what is not trained, and patterns of lines: more series than pairs of both share them."""
 MARKED = 24
 """Longest line whose places are marked."""
 
@@ -37,7 +39,8 @@ class Line(NamedTuple):
     label: str
     label_y: float
     trained: bool
-    style: int
+    colour: int
+    dash: int
     path: str
     marks: tuple[Mark, ...]
 
@@ -63,6 +66,7 @@ class DrawnPanel:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     levels: tuple[Level, ...]
+    height: float
 
 
 def drawn(chart: Chart) -> list[DrawnPanel]:
@@ -88,26 +92,36 @@ def _scaled(chart: Chart, x: float) -> float:
 
 
 def _panel(chart: Chart, panel: ChartPanel, across: Axis, up: Axis) -> DrawnPanel:
-    twins = list(dict.fromkeys(one.label for other in chart.panels for one in other.series if not one.trained))
-    lines = [
-        _line(chart, series, 0 if series.trained else 1 + twins.index(series.label) % (STYLES - 1), across, up)
-        for series in panel.series
-        if series.x
-    ]
+    styles = _styles(chart)
+    lines = _spread_labels(
+        [_line(chart, series, styles[series.label, series.trained], across, up) for series in panel.series if series.x]
+    )
     ends = ", ".join(f"{series.label} {number(series.y[-1])}" for series in panel.series if series.x)
     return DrawnPanel(
         panel.title,
         f"{chart.y_label} against {chart.x_label}, {panel.title}; last values: {ends}",
         chart.x_label,
         chart.y_label,
-        tuple(_spread_labels(lines)),
+        tuple(lines),
         _x_ticks(chart, panel, across),
         up.ticks(),
         tuple(Level(name, up.place(value), number(value)) for name, value in panel.levels.items()),
+        max(HEIGHT, lines[-1].label_y + LABEL_GAP),
     )
 
 
-def _line(chart: Chart, series: Series, style: int, across: Axis, up: Axis) -> Line:
+def _styles(chart: Chart) -> dict[tuple[str, bool], tuple[int, int]]:
+    """Return colour and pattern by label and role: one colour for what is trained, the others for the rest."""
+    found: dict[tuple[str, bool], tuple[int, int]] = {}
+    for trained in (True, False):
+        every = (one for panel in chart.panels for one in panel.series if one.trained == trained)
+        for place, label in enumerate(dict.fromkeys(one.label for one in every)):
+            turn = place // COLOURS
+            found[label, trained] = (0, place % DASHES) if trained else (1 + place % COLOURS, (place + turn) % DASHES)
+    return found
+
+
+def _line(chart: Chart, series: Series, style: tuple[int, int], across: Axis, up: Axis) -> Line:
     points = [(across.place(_scaled(chart, x)), up.place(y)) for x, y in zip(series.x, series.y, strict=True)]
     path = " ".join(f"{'L' if place else 'M'}{x} {y}" for place, (x, y) in enumerate(points))
     marks = tuple(_mark(chart, series, index, point, up) for index, point in enumerate(points))
@@ -115,7 +129,7 @@ def _line(chart: Chart, series: Series, style: int, across: Axis, up: Axis) -> L
         series.label,
         points[-1][1],
         series.trained,
-        style,
+        *style,
         "" if chart.x_names else path,
         marks if len(marks) <= MARKED else (),
     )
@@ -145,9 +159,12 @@ def _x_ticks(chart: Chart, panel: ChartPanel, across: Axis) -> tuple[Tick, ...]:
 
 
 def _spread_labels(lines: Sequence[Line]) -> list[Line]:
-    """Move the labels at the lines' ends apart, top to bottom."""
-    moved: list[Line] = []
-    for line in sorted(lines, key=lambda line: line.label_y):
-        above = moved[-1].label_y + LABEL_GAP if moved else line.label_y
-        moved.append(line._replace(label_y=max(line.label_y, above)))
-    return moved
+    """Move the labels at the lines' ends apart, top to bottom, and back up where they would leave the picture."""
+    ordered = sorted(lines, key=lambda line: line.label_y)
+    places: list[float] = []
+    for line in ordered:
+        places.append(max(line.label_y, places[-1] + LABEL_GAP) if places else line.label_y)
+    last = max(LOWEST, TOP + LABEL_GAP * (len(ordered) - 1))
+    for index in reversed(range(len(ordered))):
+        places[index] = min(places[index], last - LABEL_GAP * (len(ordered) - 1 - index))
+    return [line._replace(label_y=place) for line, place in zip(ordered, places, strict=True)]

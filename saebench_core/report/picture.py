@@ -11,6 +11,8 @@ from saebench_core.report.templating import template
 
 __all__ = ["chart_picture"]
 
+HEAD = 24
+
 
 def chart_picture(chart: Chart, panels: Sequence[str] = ()) -> str:
     """Return the picture, two panels in a row.
@@ -26,5 +28,6 @@ def chart_picture(chart: Chart, panels: Sequence[str] = ()) -> str:
     if not found:
         titles = ", ".join(repr(panel.title) for panel in chart.panels) or "none"
         raise InputError(f"chart {chart.title!r} has no panel {', '.join(panels)}; there are: {titles}")
-    rows = -(-len(found) // 2)
-    return template("picture.svg.j2").render(panels=found, across=min(2, len(found)), down=rows).rstrip() + "\n"
+    high = round(max(panel.height for panel in found)) + HEAD
+    size = {"across": min(2, len(found)), "down": -(-len(found) // 2), "high": high}
+    return template("picture.svg.j2").render(panels=found, **size).rstrip() + "\n"

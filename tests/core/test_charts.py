@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -165,9 +166,9 @@ def test_a_label_keeps_its_style_in_all_panels_and_long_lines_have_no_marks():
     first = ChartPanel("one", (Series("b", long, long), Series("a", long, long)))
     second = ChartPanel("two", (Series("a", (0.0,), (1.0,)),))
     one, two = drawn(Chart("t", "c", "x", "y", (first, second)))
-    styles = {line.label: line.style for line in one.lines}
+    styles = {line.label: line.colour for line in one.lines}
     assert styles["a"] != styles["b"]
-    assert two.lines[0].style == styles["a"]
+    assert two.lines[0].colour == styles["a"]
     assert one.lines[0].marks == ()
     assert len(two.lines[0].marks) == 1
 
@@ -198,7 +199,7 @@ def test_charts_that_cannot_be_drawn_are_refused(keys, levels, message):
 def test_one_place_and_one_label_in_two_roles_can_be_drawn():
     far = ChartPanel("p", (Series("a", (1e9,), (1.0,)), Series("a", (1e9,), (2.0,), trained=True)))
     (picture,) = drawn(Chart("t", "c", "x", "y", (far,)))
-    assert {line.style for line in picture.lines} == {0, 1}
+    assert {line.colour for line in picture.lines} == {0, 1}
     x = tuple(0.02 + 0.009 * place for place in range(9))
     (within,) = drawn(Chart("t", "c", "x", "y", (ChartPanel("p", (Series("a", x, x),)),), x_log=True))
     assert [tick.text for tick in within.x_ticks] == ["0.02", "0.092"]
@@ -333,3 +334,21 @@ def test_charts_are_escaped():
     cells = [cell("trained", 0.5)]
     page = render_html(sweep(cells), cells, charts=[Chart(evil, evil, evil, evil, (panel,))])
     assert evil not in page
+
+
+@pytest.mark.parametrize("count", [3, 16, 30])
+def test_labels_stay_apart_and_in_the_picture(count):
+    series = tuple(Series(f"s{place}", (0.0, 1.0), (1.0, 0.0)) for place in range(count))  # all end at the bottom
+    (picture,) = drawn(Chart("t", "c", "x", "y", (ChartPanel("p", series),)))
+    places = [line.label_y for line in picture.lines]
+    assert all(below - above >= 14 for above, below in itertools.pairwise(places))
+    assert places[0] >= 12 and places[-1] < picture.height
+    assert (picture.height > 276) == (count == 30)  # where labels can move up, the picture stays as it is
+
+
+def test_series_look_apart():
+    trained = [Series(f"t{place}", (0.0,), (1.0,), trained=True) for place in range(3)]
+    others = [Series(f"o{place}", (0.0,), (1.0,)) for place in range(25)]
+    (picture,) = drawn(Chart("t", "c", "x", "y", (ChartPanel("p", (*trained, *others)),)))
+    assert len({(line.colour, line.dash) for line in picture.lines}) == 28
+    assert {line.colour for line in picture.lines if line.trained} == {0}

@@ -295,7 +295,7 @@ def test_several_l0_are_drawn_as_lines():
     assert chart.x_log and chart.x_label == "L0"
     (panel,) = drawn(chart)
     assert [tick.text for tick in panel.x_ticks] == ["20", "40"]
-    assert panel.lines[0].label == "trained" and panel.lines[0].style == 0
+    assert panel.lines[0].label == "trained" and panel.lines[0].colour == 0
     assert panel.lines[2].label_y - panel.lines[1].label_y >= 14  # equal values, labels apart
     assert panel.lines[0].marks[0].title == "trained, L0 20: 0.830 ± 0.071 (n=2)"
     assert score_charts(comparisons(records()), records(), EV) == []

@@ -4,11 +4,12 @@
 ``docs/studies/data``; ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check``
 says what in them is not made from it.
 
-A page asks for a table or a figure in a comment, and what follows it up to the next ``<!-- end -->`` is written anew::
+A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is written anew::
 
     <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
     <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
     <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
+    <!-- runs data=paper-synthetic,map-width -->
 
 Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
 the paper's row. ``!`` marks what had not converged, ``†`` what collapsed.
@@ -35,7 +36,7 @@ from saebench_core.report.words import number
 
 FOLDER: Final = Path(__file__).parent / "studies"
 AXES: Final = ("backbone", "architecture", "constraint", "l0")
-MARKED: Final = re.compile(r"<!-- (table|figure) (.*?) -->\n.*?<!-- end -->", re.DOTALL)
+MARKED: Final = re.compile(r"<!-- (table|figure|runs) (.*?) -->\n.*?<!-- end -->", re.DOTALL)
 LIMITS: Final = ("floors", "ceilings")
 MARKS: Final = {"collapsed": "†", "not_converged": "!"}
 DIGITS: Final = 6
@@ -173,6 +174,21 @@ def _series(plain: Mapping[str, Any]) -> Series:
     return Series(**{**plain, **lists})
 
 
+def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a Markdown table of what was run: cells, seeds, steps, flags and time of one thread."""
+    lines = ["| preset | cells | not run | seeds | steps | not converged | collapsed | hours |", f"|{'---|' * 8}"]
+    for preset, data in found.items():
+        cells = data["cells"]
+        counted = [sum(flag in cell["flags"] for cell in cells) for flag in ("not_converged", "collapsed")]
+        steps = sorted({cell["steps"] for cell in cells if cell["steps"]})
+        span = " ... ".join(f"{one:,}" for one in dict.fromkeys((steps[0], steps[-1]))) if steps else ""
+        seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
+        lines.append(
+            f"| {preset} | {len(cells)} | {data['left']} | {seeds} | {span} | {counted[0]} | {counted[1]} | {data['hours']} |"
+        )
+    return "\n".join(lines)
+
+
 def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
     """Return a page with its tables and figures made anew, and the pictures by file name.
 
@@ -184,11 +200,12 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
     def make(match: re.Match[str]) -> str:
         kind, words = match.groups()
         asked = dict(word.split("=", 1) for word in shlex.split(words))
-        data = stored(asked["data"])
-        if kind == "table":
-            made = table(data["cells"], asked)
+        if kind == "runs":
+            made = runs({preset: stored(preset) for preset in asked["data"].split(",")})
+        elif kind == "table":
+            made = table(stored(asked["data"])["cells"], asked)
         else:
-            chart = _chart(data["charts"][asked["chart"]])
+            chart = _chart(stored(asked["data"])["charts"][asked["chart"]])
             slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
             panels = asked["panels"].split("|") if "panels" in asked else ()
             pictures[f"{page}-{slug}.svg"] = chart_picture(chart, panels)

@@ -82,6 +82,11 @@ def test_a_table_of_several_scores_of_chosen_cells(studies):
     ]
 
 
+def test_what_was_run_is_counted(studies):
+    mine = {"cells": [{**one, "steps": 1000 * (1 + one["seed"])} for one in CELLS], "left": 2, "hours": 0.5}
+    assert studies.runs({"mine": mine}).splitlines()[2:] == ["| mine | 4 | 2 | 0, 1 | 1,000 ... 2,000 | 1 | 1 | 0.5 |"]
+
+
 def test_a_floor_that_differs_between_cells_is_not_told(studies):
     asked = {"rows": "constraint", "columns": "architecture", "score": "a/c", "architecture": "topk"}
     assert "floor" not in studies.table(CELLS, asked)

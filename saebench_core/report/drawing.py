@@ -78,7 +78,8 @@ def drawn(chart: Chart) -> list[DrawnPanel]:
     up = axis_of([end for series in every for end in _ends(series)] + levels, BOTTOM, TOP)
     places = [_scaled(chart, x) for series in every for x in series.x]
     low, high = min(places), max(places)
-    across = Axis(low, max(high, low + 1e-9 * max(1.0, abs(low))), LEFT + 14, RIGHT - 14)
+    inset = 44 if chart.x_names else 14  # a name is wider than a number
+    across = Axis(low, max(high, low + 1e-9 * max(1.0, abs(low))), LEFT + inset, RIGHT - inset)
     return [_panel(chart, panel, across, up) for panel in chart.panels if any(series.x for series in panel.series)]
 
 

@@ -4,7 +4,8 @@
 ``docs/studies/data``; ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check``
 says what in them is not made from it.
 
-A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is written anew::
+A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is
+written anew::
 
     <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
     <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
@@ -183,9 +184,8 @@ def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
         steps = sorted({cell["steps"] for cell in cells if cell["steps"]})
         span = " ... ".join(f"{one:,}" for one in dict.fromkeys((steps[0], steps[-1]))) if steps else ""
         seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
-        lines.append(
-            f"| {preset} | {len(cells)} | {data['left']} | {seeds} | {span} | {counted[0]} | {counted[1]} | {data['hours']} |"
-        )
+        row = (preset, len(cells), data["left"], seeds, span, *counted, data["hours"])
+        lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """Fills the tables and figures of the studies from what a workdir has, and from what is stored beside the pages.
 
 ``python docs/make_studies.py collect paper-synthetic --workdir .saebench`` stores the results of a preset in
-``docs/studies/data``; ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check``
-says what in them is not made from it.
+``docs/studies/data``, with the charts that pages ask for; ``python docs/make_studies.py`` writes the pages from what is
+stored there, and with ``--check`` says what in them is not made from it.
 
 A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is
 written anew::
@@ -95,6 +95,29 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def asked_of(preset: str) -> tuple[set[str], set[str]]:
+    """Return the charts and the scores that pages ask of a preset."""
+    charts: set[str] = set()
+    scores: set[str] = set()
+    for path in FOLDER.glob("*.md"):
+        for _, words in MARKED.findall(path.read_text(encoding="utf-8")):
+            asked = dict(word.split("=", 1) for word in shlex.split(words))
+            if asked["data"] == preset:
+                charts |= {asked["chart"]} if "chart" in asked else set()
+                scores |= {*asked.get("scores", asked.get("score", "")).split(",")} - {""}
+    return charts, scores
+
+
+def pruned(found: Mapping[str, Any], charts: set[str], scores: set[str]) -> dict[str, Any]:
+    """Return all scores, and of charts, floors and ceilings what pages ask for."""
+    cells = [
+        {**cell, **{limit: {score: cell[limit][score] for score in cell[limit] if score in scores} for limit in LIMITS}}
+        for cell in found["cells"]
+    ]
+    kept = {title: chart for title, chart in found["charts"].items() if title in charts}
+    return {**found, "cells": cells, "charts": kept}
 
 
 def stored(preset: str) -> dict[str, Any]:
@@ -242,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting.add_argument("--workdir", type=Path, default=Path(".saebench"))
     given = parser.parse_args(arguments)
     for preset in given.presets if given.command == "collect" else ():
-        found = collect(f"preset:{preset}", given.workdir)
+        found = pruned(collect(f"preset:{preset}", given.workdir), *asked_of(preset))
         place = FOLDER / "data" / f"{preset}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(

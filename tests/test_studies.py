@@ -137,3 +137,17 @@ def test_what_a_run_has_is_stored(studies, tmp_path):
     assert first["scores"]["reconstruction/l0"] == 3.0
     assert "Best cosine of every true feature, sorted" in found["charts"]
     assert json.loads(json.dumps(found)) == found
+
+
+def test_of_charts_and_floors_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "FOLDER", tmp_path)
+    (tmp_path / "page.md").write_text(
+        '<!-- figure data=mine chart="A chart" -->\n<!-- end -->\n'
+        "<!-- table data=mine rows=constraint scores=a/b,a/d -->\n<!-- end -->\n"
+        "<!-- table data=yours rows=constraint columns=architecture score=a/c -->\n<!-- end -->\n"
+    )
+    assert studies.asked_of("mine") == ({"A chart"}, {"a/b", "a/d"})
+    assert studies.asked_of("yours") == (set(), {"a/c"})
+    kept = studies.pruned({"cells": CELLS, "charts": {"A chart": 1, "B": 2}}, *studies.asked_of("mine"))
+    assert kept["charts"] == {"A chart": 1}
+    assert kept["cells"][0] == {**CELLS[0], "floors": {"a/b": 0.125}}

@@ -111,7 +111,13 @@ def asked_of(preset: str) -> tuple[set[str], set[str]]:
 
 
 def pruned(found: Mapping[str, Any], charts: set[str], scores: set[str]) -> dict[str, Any]:
-    """Return all scores, and of charts, floors and ceilings what pages ask for."""
+    """Return all scores, and of charts, floors and ceilings what pages ask for.
+
+    Raises:
+        KeyError: for a chart that there is not.
+    """
+    if missing := charts - set(found["charts"]):
+        raise KeyError(f"charts: {sorted(missing)}; there are: {sorted(found['charts'])}")
     cells = [
         {**cell, **{limit: {score: cell[limit][score] for score in cell[limit] if score in scores} for limit in LIMITS}}
         for cell in found["cells"]

@@ -25,7 +25,7 @@ from tests.helpers.registries import TINY, built_in, call, load
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
 TEXTS = [*PAGES, ROOT / "README.md"]
 TEXT_OF_PAGES = "".join(path.read_text(encoding="utf-8") for path in PAGES)
 CLI = typer.main.get_command(app)

@@ -25,6 +25,17 @@ def studies():
     del sys.modules[spec.name]
 
 
+def test_the_pages_are_what_the_stored_results_make_of_them(studies):
+    assert list(studies.FOLDER.glob("*.md")) and studies.write(check=True) == []
+    pictures = {path.name for path in (studies.FOLDER / "images").iterdir()}
+    wanted = {
+        name
+        for path in studies.FOLDER.glob("*.md")
+        for name in studies.filled(path.stem, path.read_text(encoding="utf-8"))[1]
+    }
+    assert pictures == wanted
+
+
 def cell(architecture, constraint, seed, value, flags=()):
     return {
         "backbone": "toy",
@@ -150,4 +161,6 @@ def test_of_charts_and_floors_is_kept_what_pages_ask_for(studies, tmp_path, monk
     assert studies.asked_of("yours") == (set(), {"a/c"})
     kept = studies.pruned({"cells": CELLS, "charts": {"A chart": 1, "B": 2}}, *studies.asked_of("mine"))
     assert kept["charts"] == {"A chart": 1}
+    with pytest.raises(KeyError, match="'A chart'.*there are: .*'B'"):
+        studies.pruned({"cells": CELLS, "charts": {"B": 2}}, *studies.asked_of("mine"))
     assert kept["cells"][0] == {**CELLS[0], "floors": {"a/b": 0.125}}

@@ -13,35 +13,33 @@ written anew::
     <!-- runs data=paper-synthetic,map-width -->
 
 Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
-the paper's row. ``!`` marks what had not converged, ``†`` what collapsed.
+the paper's row, ``times=N`` tells shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what
+a figure shows. ``†`` marks what collapsed, ``!`` what had not converged, ``‡`` what missed its L0.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shlex
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from study_tables import LIMITS, figure, runs, table
+
 from saebench_core.api import charts_of, open_registry
-from saebench_core.interfaces.chart import Chart, ChartPanel, Series
-from saebench_core.report import chart_picture, comparisons
+from saebench_core.report import comparisons
 from saebench_core.report.lines import score_charts
-from saebench_core.report.words import number
 
 FOLDER: Final = Path(__file__).parent / "studies"
-AXES: Final = ("backbone", "architecture", "constraint", "l0")
-MARKED: Final = re.compile(r"<!-- (table|figure|runs) (.*?) -->\n.*?<!-- end -->", re.DOTALL)
-LIMITS: Final = ("floors", "ceilings")
-MARKS: Final = {"collapsed": "†", "not_converged": "!"}
+END: Final = "<!-- end -->"
+MARKED: Final = re.compile(rf"<!-- (table|figure|runs) (.*?) -->\n.*?{END}", re.DOTALL)
 DIGITS: Final = 6
-Row = Mapping[str, Any]
 
 
 def collect(registry: str, workdir: Path) -> dict[str, Any]:
@@ -61,7 +59,9 @@ def collect(registry: str, workdir: Path) -> dict[str, Any]:
         "registry": registry,
         "versions": {name: environment[name] for name in kept if name in environment},
         "cells": [_row(record) for record in cells],
-        "left": sum(record.result.status != "done" for record in records if record.result.status != "excluded"),
+        "left": sum(record.result.status == "pending" for record in records),
+        "failed": sum(record.result.status == "failed" for record in records),
+        "limits": _limits([record.result for record in cells]),
         "hours": round(sum(sum(record.seconds.values()) for record in cells) / 3600, 2),
         "charts": {chart.title: _rounded(asdict(chart)) for chart in charts},
     }
@@ -80,13 +80,20 @@ def _row(record: Any) -> dict[str, Any]:
         "scores": {
             name: _rounded(value.value) for name, value in sorted(result.metrics.items()) if value.value is not None
         },
-        "floors": {
-            name: _rounded(value.floor) for name, value in sorted(result.metrics.items()) if value.floor is not None
-        },
-        "ceilings": {
-            name: _rounded(value.ceiling) for name, value in sorted(result.metrics.items()) if value.ceiling is not None
-        },
     }
+
+
+def _limits(results: Sequence[Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return floors and ceilings by backbone and score, where all cells of a backbone have the same."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for backbone in dict.fromkeys(result.backbone.name for result in results):
+        mine = [result.metrics for result in results if result.backbone.name == backbone]
+        found[backbone] = {limit: {} for limit in LIMITS}
+        for limit, score in itertools.product(LIMITS, sorted({score for metrics in mine for score in metrics})):
+            values = {getattr(metrics[score], limit) for metrics in mine if score in metrics}
+            if len(values) == 1 and None not in values:
+                found[backbone][limit][score] = _rounded(values.pop())
+    return found
 
 
 def _rounded(value: Any) -> Any:
@@ -97,33 +104,26 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def asked_of(preset: str) -> tuple[set[str], set[str]]:
-    """Return the charts and the scores that pages ask of a preset."""
-    charts: set[str] = set()
-    scores: set[str] = set()
-    for path in FOLDER.glob("*.md"):
-        for _, words in MARKED.findall(path.read_text(encoding="utf-8")):
-            asked = dict(word.split("=", 1) for word in shlex.split(words))
-            if asked["data"] == preset:
-                charts |= {asked["chart"]} if "chart" in asked else set()
-                scores |= {*asked.get("scores", asked.get("score", "")).split(",")} - {""}
-    return charts, scores
+def charts_asked(preset: str) -> set[str]:
+    """Return the charts that pages ask of a preset."""
+    asked = [
+        dict(word.split("=", 1) for word in shlex.split(words))
+        for path in FOLDER.glob("*.md")
+        for kind, words in MARKED.findall(path.read_text(encoding="utf-8"))
+        if kind == "figure"
+    ]
+    return {one["chart"] for one in asked if one["data"] == preset}
 
 
-def pruned(found: Mapping[str, Any], charts: set[str], scores: set[str]) -> dict[str, Any]:
-    """Return all scores, and of charts, floors and ceilings what pages ask for.
+def pruned(found: Mapping[str, Any], charts: set[str]) -> dict[str, Any]:
+    """Return what was found, with those charts alone.
 
     Raises:
         KeyError: for a chart that there is not.
     """
     if missing := charts - set(found["charts"]):
         raise KeyError(f"charts: {sorted(missing)}; there are: {sorted(found['charts'])}")
-    cells = [
-        {**cell, **{limit: {score: cell[limit][score] for score in cell[limit] if score in scores} for limit in LIMITS}}
-        for cell in found["cells"]
-    ]
-    kept = {title: chart for title, chart in found["charts"].items() if title in charts}
-    return {**found, "cells": cells, "charts": kept}
+    return {**found, "charts": {title: chart for title, chart in found["charts"].items() if title in charts}}
 
 
 def stored(preset: str) -> dict[str, Any]:
@@ -132,114 +132,30 @@ def stored(preset: str) -> dict[str, Any]:
     return found
 
 
-def table(cells: Sequence[Row], asked: Mapping[str, str]) -> str:
-    """Return a Markdown table of means over seeds.
-
-    Raises:
-        KeyError: for a value or score that no cell has.
-        ValueError: if a place of the table would hold different cells of one seed.
-    """
-    chosen = list(cells)
-    for axis in AXES:
-        wanted = asked[axis].split(",") if axis in asked else []
-        missing = set(wanted) - {str(cell[axis]) for cell in cells}
-        if missing:
-            raise KeyError(f"{axis}: {sorted(missing)}")
-        chosen = [cell for cell in chosen if not wanted or str(cell[axis]) in wanted]
-    by_score = "scores" in asked
-    scores = asked["scores"].split(",") if by_score else [asked["score"]]
-    unknown = set(scores) - {score for cell in chosen for score in cell["scores"]}
-    if unknown:
-        raise KeyError(f"scores: {sorted(unknown)}")
-    rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
-    columns = scores if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
-    lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-
-    def places(cells: Sequence[Row]) -> list[tuple[list[Row], str]]:
-        if by_score:
-            return [(list(cells), score) for score in scores]
-        return [([cell for cell in cells if str(cell[asked["columns"]]) == column], scores[0]) for column in columns]
-
-    for row in rows:
-        mine = [cell for cell in chosen if str(cell[asked["rows"]]) == row]
-        lines.append(f"| {row} | {' | '.join(_text(*place) for place in places(mine))} |")
-    for limit in LIMITS:
-        values = [_limit(*place, limit) for place in places(chosen)]
-        if any(values):
-            lines.append(f"| *{limit[:-1]}* | {' | '.join(values)} |")
-    paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
-    if paper:
-        lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
-    return "\n".join(lines)
-
-
-def _text(cells: Sequence[Row], score: str) -> str:
-    found = [cell for cell in cells if score in cell["scores"]]
-    if not found:
-        return ""
-    if len({cell["seed"] for cell in found}) < len(found):
-        raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
-    values = [cell["scores"][score] for cell in found]
-    mark = "".join(f" {MARKS[flag]}" for flag in MARKS if any(flag in cell["flags"] for cell in found))
-    spread = f" ± {number(statistics.stdev(values))}" if len(values) > 1 else ""
-    return f"{number(statistics.fmean(values))}{spread}{mark}"
-
-
-def _limit(cells: Sequence[Row], score: str, limit: str) -> str:
-    """A floor or ceiling, where all cells of a column have the same one."""
-    found = {cell[limit].get(score) for cell in cells} - {None}
-    return number(found.pop()) if len(found) == 1 else ""
-
-
-def _chart(plain: Mapping[str, Any]) -> Chart:
-    panels = tuple(
-        ChartPanel(panel["title"], tuple(_series(one) for one in panel["series"]), panel["levels"])
-        for panel in plain["panels"]
-    )
-    return Chart(**{**plain, "panels": panels, "x_names": tuple(plain["x_names"])})
-
-
-def _series(plain: Mapping[str, Any]) -> Series:
-    lists = {name: tuple(plain[name]) for name in ("x", "y", "spread", "notes")}
-    return Series(**{**plain, **lists})
-
-
-def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a Markdown table of what was run: cells, seeds, steps, flags and time of one thread."""
-    lines = ["| preset | cells | not run | seeds | steps | not converged | collapsed | hours |", f"|{'---|' * 8}"]
-    for preset, data in found.items():
-        cells = data["cells"]
-        counted = [sum(flag in cell["flags"] for cell in cells) for flag in ("not_converged", "collapsed")]
-        steps = sorted({cell["steps"] for cell in cells if cell["steps"]})
-        span = " ... ".join(f"{one:,}" for one in dict.fromkeys((steps[0], steps[-1]))) if steps else ""
-        seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
-        row = (preset, len(cells), data["left"], seeds, span, *counted, data["hours"])
-        lines.append(f"| {' | '.join(map(str, row))} |")
-    return "\n".join(lines)
-
-
 def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
     """Return a page with its tables and figures made anew, and the pictures by file name.
 
     Raises:
         KeyError: if a page asks for what is not stored.
+        ValueError: if the end of a table or figure is missing.
     """
     pictures: dict[str, str] = {}
 
     def make(match: re.Match[str]) -> str:
         kind, words = match.groups()
         asked = dict(word.split("=", 1) for word in shlex.split(words))
+        if "<!-- " in match.group()[4 : -len(END)]:
+            raise ValueError(f"{page}: <!-- {kind} {words} --> has no {END}")
         if kind == "runs":
             made = runs({preset: stored(preset) for preset in asked["data"].split(",")})
         elif kind == "table":
-            made = table(stored(asked["data"])["cells"], asked)
+            made = table(stored(asked["data"]), asked)
         else:
-            chart = _chart(stored(asked["data"])["charts"][asked["chart"]])
+            chart = stored(asked["data"])["charts"][asked["chart"]]
             slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
-            panels = asked["panels"].split("|") if "panels" in asked else ()
-            pictures[f"{page}-{slug}.svg"] = chart_picture(chart, panels)
-            made = f"![{chart.title}](images/{page}-{slug}.svg)"
-        return f"<!-- {kind} {words} -->\n\n{made}\n\n<!-- end -->"
+            pictures[f"{page}-{slug}.svg"], caption = figure(chart, asked)
+            made = f"![{chart['title']}](images/{page}-{slug}.svg)\n\n{caption}"
+        return f"<!-- {kind} {words} -->\n\n{made}\n\n{END}"
 
     return MARKED.sub(make, text), pictures
 
@@ -271,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting.add_argument("--workdir", type=Path, default=Path(".saebench"))
     given = parser.parse_args(arguments)
     for preset in given.presets if given.command == "collect" else ():
-        found = pruned(collect(f"preset:{preset}", given.workdir), *asked_of(preset))
+        found = pruned(collect(f"preset:{preset}", given.workdir), charts_asked(preset))
         place = FOLDER / "data" / f"{preset}.json"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(

@@ -9,19 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from saebench_core.api import open_registry
 from tests.helpers.registries import TINY
 from tests.helpers.runs import run
 
 DOCS = Path(__file__).parents[1] / "docs"
+AXES = ("backbone", "architecture", "constraint", "l0")
 
 
 @pytest.fixture(scope="module")
 def studies():
+    sys.path.insert(0, str(DOCS))
     spec = importlib.util.spec_from_file_location("make_studies", DOCS / "make_studies.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     yield module
+    sys.path.remove(str(DOCS))
     del sys.modules[spec.name]
 
 
@@ -45,29 +49,46 @@ def cell(architecture, constraint, seed, value, flags=()):
         "seed": seed,
         "flags": list(flags),
         "scores": {"a/b": value, "a/c": 10 * value},
-        "floors": {"a/b": 0.125, "a/c": seed},
-        "ceilings": {"a/b": 1.0} if architecture == "topk" else {},
     }
 
 
 CELLS = [
     cell("topk", "trained", 0, 0.8),
     cell("topk", "trained", 1, 0.6, ["not_converged"]),
-    cell("topk", "frozen", 0, 0.25),
+    cell("topk", "trained", 2, -9.0, ["collapsed", "missed_l0"]),
+    cell("topk", "frozen", 0, 0.25, ["missed_l0"]),
     cell("relu", "trained", 0, 0.5, ["collapsed"]),
+    {**cell("relu", "trained", 0, 0.75), "backbone": "other"},
 ]
+LIMITS = {"toy": {"floor": {"a/b": 0.125}, "ceiling": {"a/b": 1.0}}, "other": {"floor": {"a/b": 0.5}, "ceiling": {}}}
+DATA = {"cells": CELLS, "limits": LIMITS}
 
 
 def test_a_table_of_one_score_by_hand(studies):
-    asked = {"rows": "constraint", "columns": "architecture", "score": "a/b", "paper": "topk:0.71"}
-    assert studies.table(CELLS, asked).splitlines() == [
+    asked = {
+        "rows": "constraint",
+        "columns": "architecture",
+        "score": "a/b",
+        "paper": "topk:0.71",
+        "backbone": "toy",
+    }
+    assert studies.table(DATA, asked).splitlines() == [
         "| constraint | topk | relu |",
         "|---|---|---|",
-        "| trained | 0.700 ± 0.141 ! | 0.500 † |",
-        "| frozen | 0.250 |  |",
+        "| trained | 0.700 ± 0.141 ! (2 of 3) | 0.500 † |",
+        "| frozen | 0.250 ‡ |  |",
         "| *floor* | 0.125 | 0.125 |",
-        "| *ceiling* | 1.000 |  |",
+        "| *ceiling* | 1.000 | 1.000 |",
         "| *the paper* | 0.71 |  |",
+    ]
+
+
+def test_shares_are_told_as_counts(studies):
+    asked = {"rows": "constraint", "scores": "a/b", "architecture": "topk", "constraint": "frozen", "times": "3200"}
+    assert studies.table(DATA, asked).splitlines()[2:] == [
+        "| frozen | 800 ‡ |",
+        "| *floor* | 400 |",
+        "| *ceiling* | 3,200 |",
     ]
 
 
@@ -81,26 +102,33 @@ def test_a_table_of_one_score_by_hand(studies):
 )
 def test_a_table_that_would_answer_another_question_is_refused(studies, asked, error):
     with pytest.raises(error):
-        studies.table(CELLS, asked)
+        studies.table(DATA, asked)
 
 
 def test_a_table_of_several_scores_of_chosen_cells(studies):
     asked = {"rows": "constraint", "scores": "a/b,a/c", "architecture": "topk", "constraint": "frozen"}
-    assert studies.table(CELLS, asked).splitlines()[2:] == [
-        "| frozen | 0.250 | 2.500 |",
-        "| *floor* | 0.125 | 0.000 |",
+    assert studies.table(DATA, asked).splitlines()[2:] == [
+        "| frozen | 0.250 ‡ | 2.500 ‡ |",
+        "| *floor* | 0.125 |  |",
         "| *ceiling* | 1.000 |  |",
     ]
 
 
 def test_what_was_run_is_counted(studies):
-    mine = {"cells": [{**one, "steps": 1000 * (1 + one["seed"])} for one in CELLS], "left": 2, "hours": 0.5}
-    assert studies.runs({"mine": mine}).splitlines()[2:] == ["| mine | 4 | 2 | 0, 1 | 1,000 ... 2,000 | 1 | 1 | 0.5 |"]
+    mine = {**DATA, "cells": [{**one, "steps": 1000 * (1 + one["seed"])} for one in CELLS]}
+    assert studies.runs({"mine": {**mine, "left": 4, "failed": 5, "hours": 0.5}}).splitlines() == [
+        "| preset | cells | to run | failed | seed | steps | collapsed | not converged | missed l0 | hours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+        "| mine | 6 | 4 | 5 | 0, 1, 2 | 1,000 ... 3,000 | 2 | 1 | 2 | 0.5 |",
+    ]
 
 
-def test_a_floor_that_differs_between_cells_is_not_told(studies):
-    asked = {"rows": "constraint", "columns": "architecture", "score": "a/c", "architecture": "topk"}
-    assert "floor" not in studies.table(CELLS, asked)
+@pytest.mark.parametrize("backbones", ["toy,other", "other"])
+def test_a_limit_that_differs_or_is_not_known_is_not_told(studies, backbones):
+    asked = {"rows": "backbone", "columns": "architecture", "score": "a/b", "architecture": "relu"}
+    lines = studies.table(DATA, {**asked, "backbone": backbones}).splitlines()
+    assert not any("ceiling" in line for line in lines)
+    assert ("| *floor* | 0.500 |" in lines) == (backbones == "other")
 
 
 def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, tmp_path, monkeypatch):
@@ -117,11 +145,12 @@ def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, 
         "x_log": False,
         "x_names": [],
     }
-    stored = {"cells": CELLS, "charts": {"A chart": chart}}
+    stored = {**DATA, "charts": {"A chart": chart}}
     (tmp_path / "data" / "mine.json").write_text(json.dumps(stored))
     page = tmp_path / "page.md"
     page.write_text(
-        "# Title\n\n<!-- table data=mine rows=constraint scores=a/b architecture=relu -->\nold\n<!-- end -->\n\n"
+        "# Title\n\n<!-- table data=mine rows=constraint scores=a/b architecture=relu backbone=toy -->\n"
+        "old\n<!-- end -->\n\n"
         'between\n\n<!-- figure data=mine chart="A chart" -->\n<!-- end -->\n\nafter\n'
     )
     assert studies.write(check=True) == ["page.md", "images/page-mine-a-chart.svg"]
@@ -129,13 +158,30 @@ def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, 
     assert studies.write(check=False) == ["page.md", "images/page-mine-a-chart.svg"]
     text = page.read_text()
     assert "| trained | 0.500 † |" in text and "old" not in text
-    assert "![A chart](images/page-mine-a-chart.svg)" in text
+    assert "![A chart](images/page-mine-a-chart.svg)\n\n*A chart: y against x; c.*" in text
     assert text.startswith("# Title\n") and "\nbetween\n" in text and text.endswith("after\n")
     assert studies.write(check=True) == []
     picture = (tmp_path / "images" / "page-mine-a-chart.svg").read_text()
     assert "a&lt;b" in picture and "a<b" not in picture
     page.write_text(text.replace("0.500 †", "0.501 †"))
     assert studies.write(check=True) == ["page.md"]
+    open_ended = text.replace("<!-- end -->", "", 1)
+    page.write_text(open_ended)
+    with pytest.raises(ValueError, match=r"page: <!-- table .* has no <!-- end -->"):
+        studies.write(check=False)
+    assert page.read_text() == open_ended  # nothing between two markers is lost
+
+
+def test_a_figure_shows_the_series_that_are_asked_for(studies):
+    lines = [{"label": name, "x": [1, 2], "y": [0, 1], "trained": False, "spread": [], "notes": []} for name in "pq"]
+    plain = {"title": "t", "caption": "c", "x_label": "x", "y_label": "y", "x_log": False, "x_names": []}
+    plain["panels"] = [{"title": "one", "series": lines, "levels": {}}]
+    assert ">p</text>" in studies.figure(plain, {})[0]
+    picture, caption = studies.figure(plain, {"series": "q"})
+    assert ">q</text>" in picture and ">p</text>" not in picture and caption == "*t: y against x; c.*"
+    assert studies.figure({**plain, "title": "y by x"}, {})[1] == "*y by x; c.*"
+    with pytest.raises(KeyError, match=r"'typo'.*there are: .*'p', 'q'"):
+        studies.figure(plain, {"series": "typo"})
 
 
 def test_what_a_run_has_is_stored(studies, tmp_path):
@@ -150,17 +196,26 @@ def test_what_a_run_has_is_stored(studies, tmp_path):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_of_charts_and_floors_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
+def test_of_charts_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "FOLDER", tmp_path)
     (tmp_path / "page.md").write_text(
         '<!-- figure data=mine chart="A chart" -->\n<!-- end -->\n'
+        '<!-- figure data=yours chart="B" -->\n<!-- end -->\n'
         "<!-- table data=mine rows=constraint scores=a/b,a/d -->\n<!-- end -->\n"
-        "<!-- table data=yours rows=constraint columns=architecture score=a/c -->\n<!-- end -->\n"
     )
-    assert studies.asked_of("mine") == ({"A chart"}, {"a/b", "a/d"})
-    assert studies.asked_of("yours") == (set(), {"a/c"})
-    kept = studies.pruned({"cells": CELLS, "charts": {"A chart": 1, "B": 2}}, *studies.asked_of("mine"))
-    assert kept["charts"] == {"A chart": 1}
-    with pytest.raises(KeyError, match="'A chart'.*there are: .*'B'"):
-        studies.pruned({"cells": CELLS, "charts": {"B": 2}}, *studies.asked_of("mine"))
-    assert kept["cells"][0] == {**CELLS[0], "floors": {"a/b": 0.125}}
+    assert studies.charts_asked("mine") == {"A chart"}
+    assert studies.pruned({**DATA, "charts": {"A chart": 1, "B": 2}}, {"A chart"}) == {**DATA, "charts": {"A chart": 1}}
+    with pytest.raises(KeyError, match=r"'A chart'.*there are: .*'B'"):
+        studies.pruned({"charts": {"B": 2}}, {"A chart"})
+
+
+def test_stored_results_are_those_of_the_presets(studies):
+    for path in sorted((studies.FOLDER / "data").glob("*.json")):
+        cells = [cell for cell in open_registry(f"preset:{path.stem}", Path("unused")).plan.cells if not cell.excluded]
+        wanted = {
+            (c.backbone.name, c.architecture.name, c.constraint.name, c.l0, c.seed): c.training.steps for c in cells
+        }
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = {tuple(one[axis] for axis in (*AXES, "seed")): one["steps"] for one in data["cells"]}
+        assert found.items() <= wanted.items(), path.name
+        assert (found == wanted) == (data["left"] + data["failed"] == 0), path.name

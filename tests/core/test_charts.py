@@ -13,7 +13,7 @@ from saebench_plugins.metrics._recovery_charts import recovery_charts
 from saebench_core.errors import InputError, PluginError
 from saebench_core.interfaces.chart import Chart, ChartPanel, Observed, Series
 from saebench_core.report import chart_picture, comparisons, drift_charts, render_html
-from saebench_core.report.drawing import BOTTOM, LEFT, RIGHT, TOP, drawn
+from saebench_core.report.drawing import BOTTOM, DASHES, LEFT, RIGHT, TOP, drawn
 from saebench_core.report.lines import score_charts, varying
 from saebench_core.results import EntryRef
 from tests.helpers.records import metric, record, sweep
@@ -166,9 +166,9 @@ def test_a_label_keeps_its_style_in_all_panels_and_long_lines_have_no_marks():
     first = ChartPanel("one", (Series("b", long, long), Series("a", long, long)))
     second = ChartPanel("two", (Series("a", (0.0,), (1.0,)),))
     one, two = drawn(Chart("t", "c", "x", "y", (first, second)))
-    styles = {line.label: line.colour for line in one.lines}
+    styles = {line.label: (line.colour, line.dash) for line in one.lines}
     assert styles["a"] != styles["b"]
-    assert two.lines[0].colour == styles["a"]
+    assert (two.lines[0].colour, two.lines[0].dash) == styles["a"]
     assert one.lines[0].marks == ()
     assert len(two.lines[0].marks) == 1
 
@@ -320,10 +320,11 @@ def test_pictures_have_two_panels_in_a_row():
     series = Series("a<b", (0.0, 1.0), (0.0, 1.0), trained=True)
     chart = Chart("t", "c", "x", "y", tuple(ChartPanel(name, (series,)) for name in ("one", "two", "three")))
     picture = chart_picture(chart)
-    assert 'viewBox="0 0 1180 600"' in picture and picture.count('<text class="head"') == 3
+    assert 'viewBox="0 0 1240 600"' in picture and picture.count('<text class="head"') == 3
     assert "a&lt;b" in picture and "a<b" not in picture
     assert ElementTree.fromstring(picture).tag.endswith("svg")
-    assert 'viewBox="0 0 590 300"' in chart_picture(chart, ["two"])
+    assert 'viewBox="0 0 620 300"' in chart_picture(chart, ["two"])
+    assert all(f".d{dash} path{{stroke-dasharray" in picture for dash in range(1, DASHES))
     with pytest.raises(InputError, match="no panel four; there are: 'one', 'two', 'three'"):
         chart_picture(chart, ["four"])
 

@@ -1,0 +1,128 @@
+"""Tables and figures of the studies, from stored results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from saebench_core.interfaces.chart import Chart, ChartPanel, Series
+from saebench_core.report import chart_picture
+from saebench_core.report.words import number
+
+AXES: Final = ("backbone", "architecture", "constraint", "l0")
+LIMITS: Final = ("floor", "ceiling")
+MARKS: Final = {"collapsed": "†", "not_converged": "!", "missed_l0": "‡"}
+Row = Mapping[str, Any]
+Tell = Callable[[float], str]
+
+
+def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
+    """Return a Markdown table of means over the seeds that did not collapse.
+
+    Raises:
+        KeyError: for a value or score that no cell has.
+        ValueError: if a place of the table would hold different cells of one seed.
+    """
+    cells: list[Row] = data["cells"]
+    chosen = cells
+    for axis in AXES:
+        wanted = asked[axis].split(",") if axis in asked else []
+        missing = set(wanted) - {str(cell[axis]) for cell in cells}
+        if missing:
+            raise KeyError(f"{axis}: {sorted(missing)}")
+        chosen = [cell for cell in chosen if not wanted or str(cell[axis]) in wanted]
+    by_score = "scores" in asked
+    scores = asked["scores"].split(",") if by_score else [asked["score"]]
+    unknown = set(scores) - {score for cell in chosen for score in cell["scores"]}
+    if unknown:
+        raise KeyError(f"scores: {sorted(unknown)}")
+    rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
+    columns = scores if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
+    lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+
+    times = float(asked["times"]) if "times" in asked else None
+
+    def tell(value: float) -> str:
+        return number(value) if times is None else f"{value * times:,.0f}"
+
+    def places(cells: Sequence[Row]) -> list[tuple[list[Row], str]]:
+        if by_score:
+            return [(list(cells), score) for score in scores]
+        return [([cell for cell in cells if str(cell[asked["columns"]]) == column], scores[0]) for column in columns]
+
+    for row in rows:
+        mine = [cell for cell in chosen if str(cell[asked["rows"]]) == row]
+        lines.append(f"| {row} | {' | '.join(_text(*place, tell) for place in places(mine))} |")
+    for limit in LIMITS:
+        values = [_limit(data["limits"], *place, limit, tell) for place in places(chosen)]
+        if any(values):
+            lines.append(f"| *{limit}* | {' | '.join(values)} |")
+    paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
+    if paper:
+        lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
+    return "\n".join(lines)
+
+
+def _text(cells: Sequence[Row], score: str, tell: Tell) -> str:
+    found = [cell for cell in cells if score in cell["scores"]]
+    if not found:
+        return ""
+    if len({cell["seed"] for cell in found}) < len(found):
+        raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
+    standing = [cell for cell in found if "collapsed" not in cell["flags"]] or found
+    values = [cell["scores"][score] for cell in standing]
+    marks = "".join(f" {MARKS[flag]}" for flag in MARKS if any(flag in cell["flags"] for cell in standing))
+    spread = f" ± {tell(statistics.stdev(values))}" if len(values) > 1 else ""
+    part = f" ({len(standing)} of {len(found)})" if len(standing) < len(found) else ""
+    return f"{tell(statistics.fmean(values))}{spread}{marks}{part}"
+
+
+def _limit(limits: Mapping[str, Any], cells: Sequence[Row], score: str, limit: str, tell: Tell) -> str:
+    """A floor or ceiling, where all backbones of a column have the same one."""
+    found = {limits[cell["backbone"]][limit].get(score) for cell in cells}
+    return tell(found.pop()) if len(found) == 1 and None not in found else ""
+
+
+def _chart(plain: Mapping[str, Any]) -> Chart:
+    panels = tuple(
+        ChartPanel(panel["title"], tuple(_series(one) for one in panel["series"]), panel["levels"])
+        for panel in plain["panels"]
+    )
+    return Chart(**{**plain, "panels": panels, "x_names": tuple(plain["x_names"])})
+
+
+def _series(plain: Mapping[str, Any]) -> Series:
+    lists = {name: tuple(plain[name]) for name in ("x", "y", "spread", "notes")}
+    return Series(**{**plain, **lists})
+
+
+def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a Markdown table of what was run: cells, seeds, steps, flags and time of one thread."""
+    heads = ("preset", "cells", "to run", "failed", "seed", "steps", *MARKS, "hours")
+    lines = [f"| {' | '.join(head.replace('_', ' ') for head in heads)} |", f"|{'---|' * len(heads)}"]
+    for preset, data in found.items():
+        cells = data["cells"]
+        counted = [sum(flag in cell["flags"] for cell in cells) for flag in MARKS]
+        steps = sorted({cell["steps"] for cell in cells if cell["steps"]})
+        span = " ... ".join(f"{one:,}" for one in dict.fromkeys((steps[0], steps[-1]))) if steps else ""
+        seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
+        row = (preset, len(cells), data["left"], data["failed"], seeds, span, *counted, data["hours"])
+        lines.append(f"| {' | '.join(map(str, row))} |")
+    return "\n".join(lines)
+
+
+def figure(plain: Mapping[str, Any], asked: Mapping[str, str]) -> tuple[str, str]:
+    """Return the picture of a chart and its caption."""
+    series = asked["series"].split(",") if "series" in asked else []
+    names = {one["label"] for panel in plain["panels"] for one in panel["series"]}
+    if missing := set(series) - names:
+        raise KeyError(f"series: {sorted(missing)}; there are: {sorted(names)}")
+    panels = [
+        {**panel, "series": [one for one in panel["series"] if not series or one["label"] in series]}
+        for panel in plain["panels"]
+    ]
+    chart = _chart({**plain, "panels": panels})
+    axes = "" if chart.y_label in chart.title else f": {chart.y_label} against {chart.x_label}"
+    caption = f"*{chart.title}{axes}; {chart.caption}.*"
+    return chart_picture(chart, asked["panels"].split("|") if "panels" in asked else ()), caption

@@ -93,7 +93,7 @@ def _chart(plain: Mapping[str, Any]) -> Chart:
 
 
 def _series(plain: Mapping[str, Any]) -> Series:
-    lists = {name: tuple(plain[name]) for name in ("x", "y", "spread", "notes")}
+    lists = {name: tuple(plain[name]) for name in ("x", "y", "spread", "notes", "hollow")}
     return Series(**{**plain, **lists})
 
 

@@ -24,6 +24,7 @@ class Series:
         trained: whether nothing was held random; drawn as the one that others are compared with.
         spread: standard deviation of each value; empty for none.
         notes: text of each mark; empty for its numbers.
+        hollow: whether each mark is drawn hollow, as what a flag speaks of; empty for none.
     """
 
     label: str
@@ -32,9 +33,11 @@ class Series:
     trained: bool = False
     spread: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    hollow: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        if len(self.x) != len(self.y) or any(part and len(part) != len(self.x) for part in (self.spread, self.notes)):
+        parts = (self.spread, self.notes, self.hollow)
+        if len(self.x) != len(self.y) or any(part and len(part) != len(self.x) for part in parts):
             raise PluginError(f"series {self.label!r}: {len(self.x)} places, {len(self.y)} values")
         if not all(math.isfinite(value) for value in (*self.x, *self.y, *self.spread)):
             raise PluginError(f"series {self.label!r}: places and values must be finite; leave out what is not")

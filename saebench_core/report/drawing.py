@@ -31,6 +31,7 @@ class Mark(NamedTuple):
     low: float
     high: float
     title: str
+    hollow: bool
 
 
 class Line(NamedTuple):
@@ -141,7 +142,7 @@ def _mark(chart: Chart, series: Series, index: int, point: tuple[float, float], 
     spread = series.spread[index] if series.spread else 0.0
     where = chart.x_names[int(x)] if chart.x_names else f"{chart.x_label} {x:g}"
     title = series.notes[index] if series.notes else f"{series.label}, {where}: {number(y)}"
-    return Mark(*point, up.place(y - spread), up.place(y + spread), title)
+    return Mark(*point, up.place(y - spread), up.place(y + spread), title, bool(series.hollow) and series.hollow[index])
 
 
 def _x_ticks(chart: Chart, panel: ChartPanel, across: Axis) -> tuple[Tick, ...]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
-from saebench_core.report.tables import Block, Comparison, ScoreRow
+from saebench_core.report.tables import Block, Comparison, Entry, ScoreRow
 from saebench_core.report.words import entry_text, l0_text
 from saebench_core.results import CellRecord
 
@@ -136,7 +136,8 @@ def _chart(
         return names[int(x)] if names else f"{label} {x:g}"
 
     panels = tuple(_panel(title, sorted(spots, key=lambda spot: spot.x), where) for title, spots in several.items())
-    caption = "mean and standard deviation over seeds"
+    flagged = any(any(series.hollow) for panel in panels for series in panel.series)
+    caption = "mean and standard deviation over seeds" + ("; hollow marks carry a flag" if flagged else "")
     return Chart(f"{score} by {label}", caption, label, score, panels, x_log=log, x_names=names)
 
 
@@ -158,5 +159,10 @@ def _series(name: str, spots: Sequence[Spot], where: Callable[[float], str]) -> 
         tuple(entry.mean or 0.0 for _, entry in found),
         any(entry.trained for _, entry in found),
         tuple(entry.sd or 0.0 for _, entry in found),
-        tuple(f"{name}, {where(x)}: {entry_text(entry)} (n={entry.n})" for x, entry in found),
+        tuple(f"{name}, {where(x)}: {entry_text(entry)} (n={entry.n}){_flagged(entry)}" for x, entry in found),
+        tuple(bool(entry.flags) for _, entry in found),
     )
+
+
+def _flagged(entry: Entry) -> str:
+    return f"; {', '.join(entry.flags)}" if entry.flags else ""

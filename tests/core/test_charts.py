@@ -15,6 +15,7 @@ from saebench_core.interfaces.chart import Chart, ChartPanel, Observed, Series
 from saebench_core.report import chart_picture, comparisons, drift_charts, render_html
 from saebench_core.report.drawing import BOTTOM, DASHES, LEFT, RIGHT, TOP, drawn
 from saebench_core.report.lines import score_charts, varying
+from saebench_core.report.tables import Block, Comparison, Entry, ScoreRow
 from saebench_core.results import EntryRef
 from tests.helpers.records import metric, record, sweep
 from tests.helpers.registries import call, changed
@@ -345,6 +346,21 @@ def test_labels_stay_apart_and_in_the_picture(count):
     assert all(below - above >= 14 for above, below in itertools.pairwise(places))
     assert places[0] >= 12 and places[-1] < picture.height
     assert (picture.height > 276) == (count == 30)  # where labels can move up, the picture stays as it is
+
+
+def test_marks_that_carry_a_flag_are_hollow():
+    entries = [Entry("trained", "iso", True, {0: 0.5}, flags=flags) for flags in ({}, {"not_converged": 1})]
+    rows = [ScoreRow("a/b", "higher", "share", "encoder", (1,), None, None, (entry,)) for entry in entries]
+    blocks = [Block("toy", "site", "topk", l0) for l0 in (2.0, 4.0)]
+    found = [Comparison(block, ("trained",), (0,), (row,)) for block, row in zip(blocks, rows, strict=True)]
+    (chart,) = score_charts(found, [], "a/b")[:1]
+    (series,) = chart.panels[0].series
+    assert series.hollow == (False, True)
+    assert series.notes[1].endswith("(n=1); not_converged") and "hollow marks carry a flag" in chart.caption
+    picture = chart_picture(chart)
+    assert picture.count('class="hollow"') == 1 and ElementTree.fromstring(picture) is not None
+    with pytest.raises(PluginError, match="series 'a'"):
+        Series("a", (1.0, 2.0), (1.0, 2.0), hollow=(True,))
 
 
 def test_series_look_apart():

@@ -134,7 +134,7 @@ def test_a_limit_that_differs_or_is_not_known_is_not_told(studies, backbones):
 def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "FOLDER", tmp_path)
     (tmp_path / "data").mkdir()
-    series = {"label": "a<b", "x": [1, 2], "y": [0, 1], "trained": True, "spread": [], "notes": []}
+    series = {"label": "a<b", "x": [1, 2], "y": [0, 1], "trained": True, "spread": [], "notes": [], "hollow": []}
     panels = [{"title": "p", "series": [series], "levels": {"floor": 0.5}}]
     chart = {
         "title": "A chart",
@@ -173,7 +173,10 @@ def test_a_page_is_filled_from_what_is_stored_and_nothing_else_changes(studies, 
 
 
 def test_a_figure_shows_the_series_that_are_asked_for(studies):
-    lines = [{"label": name, "x": [1, 2], "y": [0, 1], "trained": False, "spread": [], "notes": []} for name in "pq"]
+    lines = [
+        {"label": name, "x": [1, 2], "y": [0, 1], "trained": False, "spread": [], "notes": [], "hollow": []}
+        for name in "pq"
+    ]
     plain = {"title": "t", "caption": "c", "x_label": "x", "y_label": "y", "x_log": False, "x_names": []}
     plain["panels"] = [{"title": "one", "series": lines, "levels": {}}]
     assert ">p</text>" in studies.figure(plain, {})[0]

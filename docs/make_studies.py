@@ -104,10 +104,14 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+def _keys(words: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in shlex.split(words))
+
+
 def charts_asked(preset: str) -> set[str]:
     """Return the charts that pages ask of a preset."""
     asked = [
-        dict(word.split("=", 1) for word in shlex.split(words))
+        _keys(words)
         for path in FOLDER.glob("*.md")
         for kind, words in MARKED.findall(path.read_text(encoding="utf-8"))
         if kind == "figure"
@@ -143,7 +147,7 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
 
     def make(match: re.Match[str]) -> str:
         kind, words = match.groups()
-        asked = dict(word.split("=", 1) for word in shlex.split(words))
+        asked = _keys(words)
         if "<!-- " in match.group()[4 : -len(END)]:
             raise ValueError(f"{page}: <!-- {kind} {words} --> has no {END}")
         if kind == "runs":

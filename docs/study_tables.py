@@ -24,14 +24,7 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
         KeyError: for a value or score that no cell has.
         ValueError: if a place of the table would hold different cells of one seed.
     """
-    cells: list[Row] = data["cells"]
-    chosen = cells
-    for axis in AXES:
-        wanted = asked[axis].split(",") if axis in asked else []
-        missing = set(wanted) - {str(cell[axis]) for cell in cells}
-        if missing:
-            raise KeyError(f"{axis}: {sorted(missing)}")
-        chosen = [cell for cell in chosen if not wanted or str(cell[axis]) in wanted]
+    chosen = _chosen(data["cells"], asked)
     by_score = "scores" in asked
     scores = asked["scores"].split(",") if by_score else [asked["score"]]
     unknown = set(scores) - {score for cell in chosen for score in cell["scores"]}
@@ -40,7 +33,6 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
     columns = scores if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
     lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-
     times = float(asked["times"]) if "times" in asked else None
 
     def tell(value: float) -> str:
@@ -62,6 +54,16 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     if paper:
         lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
     return "\n".join(lines)
+
+
+def _chosen(cells: Sequence[Row], asked: Mapping[str, str]) -> list[Row]:
+    chosen = list(cells)
+    for axis in AXES:
+        wanted = asked[axis].split(",") if axis in asked else []
+        if missing := set(wanted) - {str(cell[axis]) for cell in cells}:
+            raise KeyError(f"{axis}: {sorted(missing)}")
+        chosen = [cell for cell in chosen if not wanted or str(cell[axis]) in wanted]
+    return chosen
 
 
 def _text(cells: Sequence[Row], score: str, tell: Tell) -> str:

@@ -1,8 +1,9 @@
 """Fills the tables and figures of the studies from what a workdir has, and from what is stored beside the pages.
 
 ``python docs/make_studies.py collect paper-synthetic --workdir .saebench`` stores the results of a preset in
-``docs/studies/data``, with the charts that pages ask for; ``python docs/make_studies.py`` writes the pages from what is
-stored there, and with ``--check`` says what in them is not made from it.
+``docs/studies/data``, with the charts that pages ask for, beside the cells that are stored there already: a study may
+be run in pieces, whose workdirs need not be kept. ``python docs/make_studies.py`` writes the pages from what is stored
+there, and with ``--check`` says what in them is not made from it.
 
 A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is
 written anew::
@@ -20,88 +21,19 @@ a figure shows. ``â€ `` marks what collapsed, ``!`` what had not converged, ``â€
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from study_tables import LIMITS, figure, runs, table
-
-from saebench_core.api import charts_of, open_registry
-from saebench_core.report import comparisons
-from saebench_core.report.lines import score_charts
+from study_data import collect, merged, pruned, store, stored
+from study_tables import figure, runs, table
 
 FOLDER: Final = Path(__file__).parent / "studies"
 END: Final = "<!-- end -->"
 MARKED: Final = re.compile(rf"<!-- (table|figure|runs) (.*?) -->\n.*?{END}", re.DOTALL)
-DIGITS: Final = 6
-
-
-def collect(registry: str, workdir: Path) -> dict[str, Any]:
-    """Return the results of a registry that a page can ask for: scores of every cell, and charts."""
-    opened = open_registry(registry, workdir)
-    records = opened.records()
-    cells = [record for record in records if record.result.status == "done"]
-    charts, problems = charts_of(opened, cells)
-    for problem in problems:
-        sys.stderr.write(f"warning: {problem}\n")
-    found = comparisons(cells)
-    for score in opened.registry.headline:
-        charts += score_charts(found, cells, score)
-    environment = opened.sweep().environment
-    kept = ("saebench-core", "torch", "scikit-learn")
-    return {
-        "registry": registry,
-        "versions": {name: environment[name] for name in kept if name in environment},
-        "cells": [_row(record) for record in cells],
-        "left": sum(record.result.status == "pending" for record in records),
-        "failed": sum(record.result.status == "failed" for record in records),
-        "limits": _limits([record.result for record in cells]),
-        "hours": round(sum(sum(record.seconds.values()) for record in cells) / 3600, 2),
-        "charts": {chart.title: _rounded(asdict(chart)) for chart in charts},
-    }
-
-
-def _row(record: Any) -> dict[str, Any]:
-    result = record.result
-    return {
-        "backbone": result.backbone.name,
-        "architecture": result.architecture.name,
-        "constraint": result.constraint.name,
-        "l0": result.l0_target,
-        "seed": result.seed,
-        "flags": list(result.flags),
-        "steps": record.params.get("steps"),
-        "scores": {
-            name: _rounded(value.value) for name, value in sorted(result.metrics.items()) if value.value is not None
-        },
-    }
-
-
-def _limits(results: Sequence[Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return floors and ceilings by backbone and score, where all cells of a backbone have the same."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for backbone in dict.fromkeys(result.backbone.name for result in results):
-        mine = [result.metrics for result in results if result.backbone.name == backbone]
-        found[backbone] = {limit: {} for limit in LIMITS}
-        for limit, score in itertools.product(LIMITS, sorted({score for metrics in mine for score in metrics})):
-            values = {getattr(metrics[score], limit) for metrics in mine if score in metrics}
-            if len(values) == 1 and None not in values:
-                found[backbone][limit][score] = _rounded(values.pop())
-    return found
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    if isinstance(value, Mapping):
-        return {key: _rounded(one) for key, one in value.items()}
-    return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _keys(words: str) -> dict[str, str]:
@@ -119,21 +51,9 @@ def charts_asked(preset: str) -> set[str]:
     return {one["chart"] for one in asked if one["data"] == preset}
 
 
-def pruned(found: Mapping[str, Any], charts: set[str]) -> dict[str, Any]:
-    """Return what was found, with those charts alone.
-
-    Raises:
-        KeyError: for a chart that there is not.
-    """
-    if missing := charts - set(found["charts"]):
-        raise KeyError(f"charts: {sorted(missing)}; there are: {sorted(found['charts'])}")
-    return {**found, "charts": {title: chart for title, chart in found["charts"].items() if title in charts}}
-
-
-def stored(preset: str) -> dict[str, Any]:
-    """Return what is stored of a preset."""
-    found: dict[str, Any] = json.loads((FOLDER / "data" / f"{preset}.json").read_text(encoding="utf-8"))
-    return found
+def place_of(preset: str) -> Path:
+    """Return where the results of a preset are stored."""
+    return FOLDER / "data" / f"{preset}.json"
 
 
 def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
@@ -151,11 +71,11 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
         if "<!-- " in match.group()[4 : -len(END)]:
             raise ValueError(f"{page}: <!-- {kind} {words} --> has no {END}")
         if kind == "runs":
-            made = runs({preset: stored(preset) for preset in asked["data"].split(",")})
+            made = runs({preset: stored(place_of(preset)) for preset in asked["data"].split(",")})
         elif kind == "table":
-            made = table(stored(asked["data"]), asked)
+            made = table(stored(place_of(asked["data"])), asked)
         else:
-            chart = stored(asked["data"])["charts"][asked["chart"]]
+            chart = stored(place_of(asked["data"]))["charts"][asked["chart"]]
             slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
             pictures[f"{page}-{slug}.svg"], caption = figure(chart, asked)
             made = f"![{chart['title']}](images/{page}-{slug}.svg)\n\n{caption}"
@@ -191,12 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     collecting.add_argument("--workdir", type=Path, default=Path(".saebench"))
     given = parser.parse_args(arguments)
     for preset in given.presets if given.command == "collect" else ():
-        found = pruned(collect(f"preset:{preset}", given.workdir), charts_asked(preset))
-        place = FOLDER / "data" / f"{preset}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(
-            json.dumps(found, sort_keys=True, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
-        )
+        place = place_of(preset)
+        before = stored(place) if place.is_file() else None
+        found = pruned(merged(collect(f"preset:{preset}", given.workdir), before), charts_asked(preset))
+        store(place, found)
         sys.stdout.write(f"{place}: {len(found['cells'])} cells, {found['left']} left\n")
     if given.check and not any(FOLDER.glob("*.md")):
         parser.error(f"there is no page in {FOLDER} to check")

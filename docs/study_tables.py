@@ -109,7 +109,8 @@ def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
         steps = sorted({cell["steps"] for cell in cells if cell["steps"]})
         span = " ... ".join(f"{one:,}" for one in dict.fromkeys((steps[0], steps[-1]))) if steps else ""
         seeds = ", ".join(map(str, sorted({cell["seed"] for cell in cells})))
-        row = (preset, len(cells), data["left"], data["failed"], seeds, span, *counted, data["hours"])
+        hours = round(sum(cell["seconds"] for cell in cells) / 3600, 2)
+        row = (preset, len(cells), data["left"], data["failed"], seeds, span, *counted, hours)
         lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines)
 

@@ -115,8 +115,8 @@ def test_a_table_of_several_scores_of_chosen_cells(studies):
 
 
 def test_what_was_run_is_counted(studies):
-    mine = {**DATA, "cells": [{**one, "steps": 1000 * (1 + one["seed"])} for one in CELLS]}
-    assert studies.runs({"mine": {**mine, "left": 4, "failed": 5, "hours": 0.5}}).splitlines() == [
+    mine = {**DATA, "cells": [{**one, "steps": 1000 * (1 + one["seed"]), "seconds": 300.0} for one in CELLS]}
+    assert studies.runs({"mine": {**mine, "left": 4, "failed": 5}}).splitlines() == [
         "| preset | cells | to run | failed | seed | steps | collapsed | not converged | missed l0 | hours |",
         "|---|---|---|---|---|---|---|---|---|---|",
         "| mine | 6 | 4 | 5 | 0, 1, 2 | 1,000 ... 3,000 | 2 | 1 | 2 | 0.5 |",
@@ -188,15 +188,59 @@ def test_a_figure_shows_the_series_that_are_asked_for(studies):
 
 
 def test_what_a_run_has_is_stored(studies, tmp_path):
+    registry, workdir = str(tmp_path / "registry.yaml"), tmp_path / ".saebench"
     (tmp_path / "registry.yaml").write_text(TINY)
     assert run(tmp_path).code == 0
-    found = studies.collect(str(tmp_path / "registry.yaml"), tmp_path / ".saebench")
-    assert (len(found["cells"]), found["left"]) == (8, 0)
+    collected = studies.collect(registry, workdir)
+    found = studies.merged(collected, None)
+    assert (len(found["cells"]), found["left"], found["failed"]) == (8, 0, 0)
     first = found["cells"][0]
     assert (first["constraint"], first["seed"], first["steps"]) == ("trained", 0, 20)
-    assert first["scores"]["reconstruction/l0"] == 3.0
+    assert first["scores"]["reconstruction/l0"] == 3.0 and first["seconds"] > 0
     assert "Best cosine of every true feature, sorted" in found["charts"]
-    assert json.loads(json.dumps(found)) == found
+    studies.store(tmp_path / "data" / "mine.json", found)
+    assert studies.stored(tmp_path / "data" / "mine.json") == found
+    assert studies.merged(collected, found) == found
+    empty = studies.collect(registry, tmp_path / "elsewhere")
+    assert studies.merged(empty, found) == found and studies.merged(empty, None)["left"] == 8
+
+
+def test_pieces_of_a_study_come_together(studies, tmp_path):
+    registry = str(tmp_path / "registry.yaml")
+    (tmp_path / "registry.yaml").write_text(TINY)
+    assert run(tmp_path).code == 0
+    whole = studies.collect(registry, tmp_path / ".saebench")
+
+    def piece(seed, floor):
+        rows = [row for row in whole["cells"] if row["seed"] == seed]
+        limits = {name: {**limits, "floor": {**limits["floor"], "feature_recovery/mean": floor}}
+                  for name, limits in whole["limits"].items()}  # fmt: skip
+        charts = {"both": f"of seed {seed}", f"only of {seed}": "as it was"}
+        return {**whole, "cells": rows, "limits": limits, "charts": charts}
+
+    first = studies.merged(piece(0, 0.25), None)
+    assert (len(first["cells"]), first["left"]) == (4, 4)
+    same, other = (studies.merged(piece(1, floor), first) for floor in (0.25, 0.5))
+    assert same["cells"] == whole["cells"] and same["left"] == 0
+    assert same["charts"] == {"both": "of seed 0", "only of 0": "as it was", "only of 1": "as it was"}
+    backbone = same["cells"][0]["backbone"]
+    assert same["limits"][backbone]["floor"]["feature_recovery/mean"] == 0.25
+    assert "feature_recovery/mean" not in other["limits"][backbone]["floor"]
+    assert other["limits"][backbone]["ceiling"] == same["limits"][backbone]["ceiling"]
+
+
+def test_of_a_cell_the_newest_result_counts_and_what_the_registry_has_no_more_is_left_out(studies):
+    def row(name, value):
+        return {**cell("topk", "trained", 0, value), "id": name, "seconds": 1.0}
+
+    def collected(rows, failed):
+        plain = {"registry": "r", "versions": {}, "charts": {}, "limits": {"toy": {"floor": {}, "ceiling": {}}}}
+        return {**plain, "order": ["a", "b", "c", "d"], "cells": rows, "failed": failed}
+
+    before = {**collected([row("a", 0.25), row("b", 0.5), row("gone", 1.0)], []), "charts": {}}
+    found = studies.merged(collected([row("a", 0.75)], ["b", "c"]), before)
+    assert [(one["id"], one["scores"]["a/b"]) for one in found["cells"]] == [("a", 0.75), ("b", 0.5)]
+    assert (found["failed"], found["left"]) == (1, 1)  # "c" failed, "d" has not run; "b" did well before
 
 
 def test_of_charts_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
@@ -216,9 +260,10 @@ def test_stored_results_are_those_of_the_presets(studies):
     for path in sorted((studies.FOLDER / "data").glob("*.json")):
         cells = [cell for cell in open_registry(f"preset:{path.stem}", Path("unused")).plan.cells if not cell.excluded]
         wanted = {
-            (c.backbone.name, c.architecture.name, c.constraint.name, c.l0, c.seed): c.training.steps for c in cells
+            c.cell_id: (c.backbone.name, c.architecture.name, c.constraint.name, c.l0, c.seed, c.training.steps)
+            for c in cells
         }
         data = json.loads(path.read_text(encoding="utf-8"))
-        found = {tuple(one[axis] for axis in (*AXES, "seed")): one["steps"] for one in data["cells"]}
+        found = {one["id"]: tuple(one[axis] for axis in (*AXES, "seed", "steps")) for one in data["cells"]}
         assert found.items() <= wanted.items(), path.name
         assert (found == wanted) == (data["left"] + data["failed"] == 0), path.name

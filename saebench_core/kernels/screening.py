@@ -30,10 +30,10 @@ Screen = Literal["bf16", "fp32"]
 _DTYPES: Final = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _BITS: Final = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
 _HALF_ULP: Final = {"bf16": 2.0**-8 * 1.01, "fp32": 2.0**-24 * 1.01}
-_CHUNK_BYTES: Final = 1 << 22
+_CHUNK_BYTES: Final = 1 << 21
 """A part of the product that stays in a cache while it is looked through, ..."""
 _CHUNK_ROWS: Final = 512
-"""... but of so many rows at least, or the product itself becomes slow."""
+"""... but of so many rows at least, or the product itself becomes slow; a quarter where the encoder stays there too."""
 _GROUPS: Final = (64, 32, 16, 8, 4, 2, 1)
 _FINEST: Final = 16
 """Latents in a group whose largest value is kept; divides the padded number of latents."""
@@ -151,7 +151,7 @@ class PreActivations:
 
     def parts(self) -> Iterator[Float[Tensor, "part d_sae"]]:
         """Yield dense fp32 pre-activations, some rows at a time."""
-        for rows in torch.split(self.centred, _part_rows(4 * self.d_sae)):
+        for rows in torch.split(self.centred, _part_rows(self.weight)):
             yield torch.addmm(self.bias, rows, self.weight)
 
     def above(self, threshold: Tensor | float) -> Selected:
@@ -243,11 +243,12 @@ class _Screened:
         return cls(rows, latents, padded, margins[:, None], _HALF_ULP[screen])
 
     def parts(self) -> Iterator[_Part]:
-        """Yield the product, some rows at a time."""
-        width = self.latents.shape[0]
-        size = _part_rows(self.rows.element_size() * width)
+        """Yield the product, some rows at a time; the next part takes the memory of the last one."""
+        weight, size = self.latents.T, _part_rows(self.latents.T)
+        memory = self.rows.new_empty(min(size, self.rows.shape[0]), weight.shape[1])
         for first in range(0, self.rows.shape[0], size):
-            values = torch.nn.functional.linear(self.rows[first : first + size], self.latents, self.bias)
+            rows = self.rows[first : first + size]
+            values = torch.addmm(self.bias, rows, weight, out=memory[: rows.shape[0]])
             yield _Part(first, values, self.margins[first : first + size])
 
     def reached(self, part: _Part, k: int) -> tuple[Tensor, Tensor]:
@@ -327,6 +328,8 @@ def _shortened(latents: Tensor, dtype: torch.dtype, padded: int) -> tuple[Tensor
     return short, torch.stack(norms).amax(), torch.stack(rest).amax()
 
 
-def _part_rows(bytes_a_row: int) -> int:
-    """Return how many rows are looked through at a time."""
-    return max(_CHUNK_ROWS, _CHUNK_BYTES // bytes_a_row)
+def _part_rows(weight: Tensor) -> int:
+    """Return how many rows are looked through at a time, by the encoder ``(d_in, d_sae)``."""
+    in_cache = weight.numel() * weight.element_size() <= 2 * _CHUNK_BYTES
+    least = _CHUNK_ROWS // 4 if in_cache else _CHUNK_ROWS
+    return max(1, least, _CHUNK_BYTES // (weight.element_size() * weight.shape[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def test_the_pages_are_what_the_stored_results_make_of_them(studies):
         for name in studies.filled(path.stem, path.read_text(encoding="utf-8"))[1]
     }
     assert pictures == wanted
+
+
+def test_shares_in_a_page_s_text_stand_in_its_tables(studies):
+    for path in studies.FOLDER.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        tables = " ".join(match.group() for match in studies.MARKED.finditer(text) if match.group(1) == "table")
+        told = set(re.findall(r"-?\d\.\d{3}", studies.MARKED.sub("", text)))
+        assert told and told <= set(re.findall(r"-?\d\.\d{3}", tables))
 
 
 def cell(architecture, constraint, seed, value, flags=()):

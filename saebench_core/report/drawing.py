@@ -14,6 +14,7 @@ from saebench_core.report.words import number
 __all__ = ["DrawnPanel", "drawn"]
 
 LEFT, RIGHT, TOP, BOTTOM = 52, 420, 12, 236
+WIDTH = 620
 HEIGHT, LOWEST = 276.0, 262.0
 """Of a picture, and of the last label in it; more labels than there is room for make it higher."""
 LABEL_GAP = 14.0
@@ -68,6 +69,7 @@ class DrawnPanel:
     y_ticks: tuple[Tick, ...]
     levels: tuple[Level, ...]
     height: float
+    width: int = WIDTH
 
 
 def drawn(chart: Chart) -> list[DrawnPanel]:

@@ -29,5 +29,5 @@ def chart_picture(chart: Chart, panels: Sequence[str] = ()) -> str:
         titles = ", ".join(repr(panel.title) for panel in chart.panels) or "none"
         raise InputError(f"chart {chart.title!r} has no panel {', '.join(panels)}; there are: {titles}")
     high = round(max(panel.height for panel in found)) + HEAD
-    size = {"across": min(2, len(found)), "down": -(-len(found) // 2), "high": high}
+    size = {"across": min(2, len(found)), "down": -(-len(found) // 2), "wide": found[0].width, "high": high}
     return template("picture.svg.j2").render(panels=found, **size).rstrip() + "\n"

@@ -41,12 +41,15 @@ def test_the_pages_are_what_the_stored_results_make_of_them(studies):
     assert pictures == wanted
 
 
+SHARE = re.compile(r"(?<![\d.])\d\.\d{3}(?!\d)")
+
+
 def test_shares_in_a_page_s_text_stand_in_its_tables(studies):
     for path in studies.FOLDER.glob("*.md"):
         text = path.read_text(encoding="utf-8")
         tables = " ".join(match.group() for match in studies.MARKED.finditer(text) if match.group(1) == "table")
-        told = set(re.findall(r"-?\d\.\d{3}", studies.MARKED.sub("", text)))
-        assert told and told <= set(re.findall(r"-?\d\.\d{3}", tables))
+        told = set(SHARE.findall(studies.MARKED.sub("", text)))
+        assert told and told <= set(SHARE.findall(tables))
 
 
 def cell(architecture, constraint, seed, value, flags=()):

@@ -6,11 +6,12 @@ Usage: python benchmarks/parts.py [--architecture topk] [--d-in 640] [--d-sae 20
 from __future__ import annotations
 
 import argparse
+from collections import deque
 
 import torch
 from steps import batches, bring_to_target, fastest, make_trainee, product_ms
 
-from saebench_core.kernels import PreActivations, screening
+from saebench_core.kernels import PreActivations, candidates
 from saebench_core.kernels.largest import largest_of_rows
 from saebench_core.training.trainee import Trainee
 
@@ -21,16 +22,16 @@ def selection_parts(trainee: Trainee, x: torch.Tensor, k: int) -> dict[str, floa
     sae, screen = trainee.sae, trainee.screen
     centred, weight, bias = x - sae.centre(), sae.w_enc.detach(), sae.encoder_bias.detach()
     whole = PreActivations(centred, weight, bias, screen)
-    screened = screening._Screened.of(centred, weight, bias, screen)
-    parts = list(screened.parts())
+    screened = candidates.Screened.of(centred, weight, bias, screen)
+    parts = [part._replace(values=part.values.clone()) for part in screened.parts()]  # they share their memory
     reached = [screened.reached(part, k) for part in parts]
     found = [screened.candidates(part, *limits) for part, limits in zip(parts, reached, strict=True)]
     values = whole._recomputed(found)
     return {
         "rounding of the factors, and its bounds": fastest(
-            lambda _: screening._Screened.of(centred, weight, bias, screen), 20
+            lambda _: candidates.Screened.of(centred, weight, bias, screen), 20
         ),
-        f"product that screens ({screen})": fastest(lambda _: list(screened.parts()), 20),
+        f"product that screens ({screen})": fastest(lambda _: deque(screened.parts(), maxlen=0), 20),
         "maxima of groups, thresholds of rows": fastest(lambda _: [screened.reached(part, k) for part in parts], 20),
         "candidates": fastest(
             lambda _: [screened.candidates(part, *limits) for part, limits in zip(parts, reached, strict=True)], 20

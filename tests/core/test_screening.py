@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings, strategies as st
 
-from saebench_core.kernels import DenseSwitch, PreActivations, fast_screen, screening
+from saebench_core.kernels import DenseSwitch, PreActivations, candidates, fast_screen, screening
 from tests.helpers.training import given_pre, normal
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 40))
@@ -122,7 +122,7 @@ def test_row_topk_of_wide_rows_equals_an_exact_sort(way, k, kind):
 def test_maxima_of_bits_are_those_of_numbers_where_there_is_one_above_zero(dtype):
     values = (normal(50, 96) - 1).to(dtype)
     values[0], values[1, ::2] = -0.0, 0.0
-    part = screening._Part(0, values, torch.zeros(50, 1))
+    part = candidates.Part(0, values, torch.zeros(50, 1))
     exact, fast = part.maxima(16, positive=False), part.maxima(16, positive=True)
     assert torch.equal(fast[exact > 0], exact[exact > 0])
     assert bool((fast[exact <= 0] <= 0).all())
@@ -131,8 +131,8 @@ def test_maxima_of_bits_are_those_of_numbers_where_there_is_one_above_zero(dtype
 
 def in_parts(monkeypatch, size):
     """Look through parts of so many bytes, however few rows that is."""
-    monkeypatch.setattr(screening, "_CHUNK_BYTES", size)
-    monkeypatch.setattr(screening, "_CHUNK_ROWS", 1)
+    monkeypatch.setattr(candidates, "_CHUNK_BYTES", size)
+    monkeypatch.setattr(candidates, "_CHUNK_ROWS", 1)
 
 
 @pytest.mark.parametrize("how", ["row_topk", "batch_topk", "above"])
@@ -156,7 +156,7 @@ def test_margins_bound_the_error_of_the_screen(screen):
     x = torch.full((4, 64), 1 + 0.49 * ulp) * torch.tensor([1.0, -1.0, 3.0, 0.1])[:, None]
     latents = torch.full((32, 64), 1 + 0.49 * ulp) * torch.linspace(-2, 2, 32)[:, None]
     bias = torch.linspace(-1, 1, 32) * (1 + 0.3 * ulp)
-    screened = screening._Screened.of(x, latents.T, bias, screen)
+    screened = candidates.Screened.of(x, latents.T, bias, screen)
     (part,) = screened.parts()
     true = x.double() @ latents.double().T + bias.double()
     low = screened.lowest(part.values.float()) - part.margins
@@ -169,13 +169,13 @@ def test_a_screen_without_margins_would_miss_entries(monkeypatch):
     """The mutant: candidates by the screened values alone."""
     pre = PreActivations(normal(300, 48), normal(2000, 48, seed=1).T, normal(2000, seed=2), "bf16")
     sure = pre.row_topk(9)
-    candidates = screening._Screened.candidates
+    found = candidates.Screened.candidates
 
     def careless(self, part, least, tops):
-        return candidates(self, part._replace(margins=torch.zeros_like(part.margins)), least + part.margins, tops)
+        return found(self, part._replace(margins=torch.zeros_like(part.margins)), least + part.margins, tops)
 
-    monkeypatch.setattr(screening._Screened, "candidates", careless)
-    monkeypatch.setattr(screening._Screened, "lowest", lambda self, values: values)
+    monkeypatch.setattr(candidates.Screened, "candidates", careless)
+    monkeypatch.setattr(candidates.Screened, "lowest", lambda self, values: values)
     assert not torch.equal(kept_mask(sure), kept_mask(pre.row_topk(9)))
 
 

@@ -24,7 +24,7 @@ Data = dict[str, Any]
 def collect(registry: str, workdir: Path) -> Data:
     """Return the results of a registry that a page can ask for: scores of every cell, and charts."""
     opened = open_registry(registry, workdir)
-    records = opened.records()
+    records = [record for record in opened.records() if record.result.status != "excluded"]
     done = [record for record in records if record.result.status == "done"]
     environment = opened.sweep().environment
     return {

@@ -278,4 +278,4 @@ def test_stored_results_are_those_of_the_presets(studies):
         data = json.loads(path.read_text(encoding="utf-8"))
         found = {one["id"]: tuple(one[axis] for axis in (*AXES, "seed", "steps")) for one in data["cells"]}
         assert found.items() <= wanted.items(), path.name
-        assert (found == wanted) == (data["left"] + data["failed"] == 0), path.name
+        assert len(wanted) == len(found) + data["left"] + data["failed"], path.name

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +18,7 @@ from saebench_core.report.lines import score_charts
 DIGITS: Final = 6
 KEPT_VERSIONS: Final = ("saebench-core", "torch", "scikit-learn")
 Data = dict[str, Any]
+Limits = Mapping[str, Mapping[str, float | None]]
 
 
 def collect(registry: str, workdir: Path) -> Data:
@@ -29,11 +29,11 @@ def collect(registry: str, workdir: Path) -> Data:
     environment = opened.sweep().environment
     return {
         "registry": registry,
-        "versions": {name: environment[name] for name in KEPT_VERSIONS if name in environment},
+        "versions": {name: [environment[name]] for name in KEPT_VERSIONS if name in environment},
         "cells": [_row(record) for record in done],
         "order": [record.result.cell_id for record in records],
         "failed": [record.result.cell_id for record in records if record.result.status == "failed"],
-        "limits": _limits([record.result for record in done]),
+        "limits": _agreed((record.result.backbone.name, _limits_of(record.result)) for record in done),
         "charts": {chart.title: _rounded(asdict(chart)) for chart in _charts(opened, done)},
     }
 
@@ -64,17 +64,31 @@ def _row(record: Any) -> Data:
     }
 
 
-def _limits(results: Sequence[Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return floors and ceilings by backbone and score, where all cells of a backbone have the same."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for backbone in dict.fromkeys(result.backbone.name for result in results):
-        mine = [result.metrics for result in results if result.backbone.name == backbone]
-        found[backbone] = {limit: {} for limit in LIMITS}
-        for limit, score in itertools.product(LIMITS, sorted({score for metrics in mine for score in metrics})):
-            values = {getattr(metrics[score], limit) for metrics in mine if score in metrics}
-            if len(values) == 1 and None not in values:
-                found[backbone][limit][score] = _rounded(values.pop())
-    return found
+def _limits_of(result: Any) -> Limits:
+    return {
+        limit: {score: _rounded(getattr(value, limit)) for score, value in result.metrics.items()} for limit in LIMITS
+    }
+
+
+def _agreed(sources: Iterable[tuple[str, Limits]]) -> dict[str, Limits]:
+    """Return, by backbone, the floors and ceilings in which all sources that have the score agree."""
+    told: dict[str, dict[str, dict[str, set[float | None]]]] = {}
+    for backbone, limits in sources:
+        mine = told.setdefault(backbone, {limit: {} for limit in LIMITS})
+        for limit, values in limits.items():
+            for score, value in values.items():
+                mine[limit].setdefault(score, set()).add(value)
+    return {
+        backbone: {
+            limit: {
+                score: next(iter(values))
+                for score, values in by_score.items()
+                if len(values) == 1 and None not in values
+            }
+            for limit, by_score in mine.items()
+        }
+        for backbone, mine in told.items()
+    }
 
 
 def _rounded(value: Any) -> Any:
@@ -89,38 +103,41 @@ def merged(found: Data, before: Data | None) -> Data:
     """Return what was found, with the cells of the same registry that only ``before`` has.
 
     A study may be run in pieces, on several machines. A cell counts as the same if its id, a hash of its configuration,
-    is. Charts that were made of more cells than are there now stay as they were.
+    is. Charts that were made of more cells than are there now stay as they were. Where times were kept for a whole
+    preset only, each of its cells has an equal share; nothing but their sum is told.
     """
+    before = before or {"cells": [], "limits": {}, "charts": {}, "versions": {}}
     new = {row["id"]: row for row in found["cells"]}
-    old = {row["id"]: row for row in before["cells"] if row["id"] not in new} if before else {}
+    old = {row["id"]: row for row in before["cells"] if row["id"] not in new}
     rows = {name: new.get(name) or old.get(name) for name in found["order"]}
     kept = [row for name, row in rows.items() if row and name not in new]
     failed = [name for name in found["failed"] if not rows[name]]
-    sources = [(found["cells"], found["limits"]), *([(kept, before["limits"])] if before else [])]
     return {
-        **{key: found[key] for key in ("registry", "versions")},
+        "registry": found["registry"],
+        "versions": _versions(found["versions"] if new else {}, before["versions"] if kept else {}),
         "cells": [row for row in rows.values() if row],
         "failed": len(failed),
         "left": sum(not row for row in rows.values()) - len(failed),
-        "limits": _common_limits(sources),
-        "charts": {**found["charts"], **(before["charts"] if before and kept else {})},
+        "limits": _agreed(_as_sources(found["cells"], found["limits"]) + _as_sources(kept, before["limits"])),
+        "charts": {**found["charts"], **(before["charts"] if kept else {})},
     }
 
 
-def _common_limits(sources: Sequence[tuple[Sequence[Data], Data]]) -> Data:
-    """Return the limits that are the same in all sources whose cells have the score."""
-    found: Data = {}
-    for backbone in dict.fromkeys(row["backbone"] for rows, _ in sources for row in rows):
-        found[backbone] = {limit: {} for limit in LIMITS}
-        parts = [
-            ({score for row in rows if row["backbone"] == backbone for score in row["scores"]}, limits.get(backbone))
-            for rows, limits in sources
-        ]
-        for limit, score in itertools.product(LIMITS, sorted(set().union(*(scores for scores, _ in parts)))):
-            values = {limits[limit].get(score) for scores, limits in parts if score in scores and limits}
-            if len(values) == 1 and None not in values:
-                found[backbone][limit][score] = values.pop()
-    return found
+def _versions(*pieces: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """Return every version that a piece was run with."""
+    names = {name for piece in pieces for name in piece}
+    return {name: sorted({version for piece in pieces for version in piece.get(name, [])}) for name in names}
+
+
+def _as_sources(rows: Sequence[Data], limits: Mapping[str, Limits]) -> list[tuple[str, Limits]]:
+    """Return what is known of the limits of every backbone's scores: None where its cells had no common one."""
+    scores: dict[str, set[str]] = {}
+    for row in rows:
+        scores.setdefault(row["backbone"], set()).update(row["scores"])
+    return [
+        (backbone, {limit: {score: limits[backbone][limit].get(score) for score in mine} for limit in LIMITS})
+        for backbone, mine in scores.items()
+    ]
 
 
 def pruned(found: Data, charts: Set[str]) -> Data:

@@ -239,6 +239,9 @@ def test_pieces_of_a_study_come_together(studies, tmp_path):
     assert same["limits"][backbone]["floor"]["feature_recovery/mean"] == 0.25
     assert "feature_recovery/mean" not in other["limits"][backbone]["floor"]
     assert other["limits"][backbone]["ceiling"] == same["limits"][backbone]["ceiling"]
+    newer = studies.merged({**piece(1, 0.25), "versions": {"torch": ["99"]}}, first)["versions"]
+    assert newer["torch"] == sorted([*first["versions"]["torch"], "99"])
+    assert studies.merged({**whole, "cells": [], "versions": {"torch": ["99"]}}, first)["versions"] == first["versions"]
 
 
 def test_of_a_cell_the_newest_result_counts_and_what_the_registry_has_no_more_is_left_out(studies):

@@ -2,8 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?= .venv-peers
+WORKERS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt requirements-demo.txt Makefile | cksum | cut -d' ' -f1)
+# Tests take one thread each, and those of a file stay together, for they share what takes long to make.
+SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses 4 --dist loadfile
 
 .PHONY: setup demo test test-slow check docs bench clean
 
@@ -22,10 +25,10 @@ demo: setup
 	$(BIN)/saebench report registry.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
 """Fills the tables and figures of the studies from what a workdir has, and from what is stored beside the pages.
 
 ``python docs/make_studies.py collect paper-synthetic --workdir .saebench`` stores the results of a preset in
-``docs/studies/data``, with the charts that pages ask for, beside the cells that are stored there already: a study may
-be run in pieces, whose workdirs need not be kept. ``python docs/make_studies.py`` writes the pages from what is stored
-there, and with ``--check`` says what in them is not made from it.
+``docs/studies/data``, with the charts that pages ask for, beside the cells that are stored there already, of this
+preset or of another that has them too: a study may be run in pieces, whose workdirs need not be kept.
+``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check`` says what in them is
+not made from it.
 
 A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is
 written anew::
@@ -113,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for preset in given.presets if given.command == "collect" else ():
         place = place_of(preset)
         before = stored(place) if place.is_file() else None
-        found = pruned(merged(collect(f"preset:{preset}", given.workdir), before), charts_asked(preset))
+        others = [stored(other) for other in sorted(place.parent.glob("*.json")) if other != place]
+        found = pruned(merged(collect(f"preset:{preset}", given.workdir), before, others), charts_asked(preset))
         store(place, found)
         sys.stdout.write(f"{place}: {len(found['cells'])} cells, {found['left']} left\n")
     if given.check and not any(FOLDER.glob("*.md")):

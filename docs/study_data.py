@@ -31,7 +31,7 @@ def collect(registry: str, workdir: Path) -> Data:
         "registry": registry,
         "versions": {name: [environment[name]] for name in KEPT_VERSIONS if name in environment},
         "cells": [_row(record) for record in done],
-        "order": [record.result.cell_id for record in records],
+        "order": {record.result.cell_id: _names(record.result) for record in records},
         "failed": [record.result.cell_id for record in records if record.result.status == "failed"],
         "limits": _agreed((record.result.backbone.name, _limits_of(record.result)) for record in done),
         "charts": {chart.title: _rounded(asdict(chart)) for chart in _charts(opened, done)},
@@ -46,13 +46,15 @@ def _charts(opened: Any, done: Sequence[Any]) -> list[Any]:
     return [*charts, *(chart for score in opened.registry.headline for chart in score_charts(found, done, score))]
 
 
+def _names(result: Any) -> Data:
+    return {part: getattr(result, part).name for part in ("backbone", "architecture", "constraint")}
+
+
 def _row(record: Any) -> Data:
     result = record.result
     return {
         "id": result.cell_id,
-        "backbone": result.backbone.name,
-        "architecture": result.architecture.name,
-        "constraint": result.constraint.name,
+        **_names(result),
         "l0": result.l0_target,
         "seed": result.seed,
         "flags": list(result.flags),
@@ -99,27 +101,41 @@ def _rounded(value: Any) -> Any:
     return [_rounded(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def merged(found: Data, before: Data | None) -> Data:
-    """Return what was found, with the cells of the same registry that only ``before`` has.
+def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Data:
+    """Return what was found, with the cells of the same registry that only earlier pieces have.
 
-    A study may be run in pieces, on several machines. A cell counts as the same if its id, a hash of its configuration,
-    is. Charts that were made of more cells than are there now stay as they were. Where times were kept for a whole
-    preset only, each of its cells has an equal share; nothing but their sum is told.
+    A study may be run in pieces, on several machines, and a cell may stand in several registries under other names. It
+    counts as the same if its id, a hash of its configuration, is; its time counts where it was run for. Charts that
+    were made of more cells than are there now stay as they were. Where times were kept for a whole preset only, each
+    of its cells has an equal share; nothing but their sum is told.
+
+    Args:
+        found: what `collect` gives.
+        before: what is stored of the registry.
+        others: what is stored of other registries.
     """
-    before = before or {"cells": [], "limits": {}, "charts": {}, "versions": {}}
-    new = {row["id"]: row for row in found["cells"]}
-    old = {row["id"]: row for row in before["cells"] if row["id"] not in new}
-    rows = {name: new.get(name) or old.get(name) for name in found["order"]}
-    kept = [row for name, row in rows.items() if row and name not in new]
-    failed = [name for name in found["failed"] if not rows[name]]
+    rows: dict[str, Data] = {row["id"]: row for row in found["cells"]}
+    versions, limits = [found["versions"] if rows else {}], _as_sources(found["cells"], found["limits"])
+    charts: Data = {}
+    for piece in ([before] if before else []) + list(others):
+        kept = [row for row in piece["cells"] if row["id"] in found["order"] and row["id"] not in rows]
+        named = [{**row, **found["order"][row["id"]]} for row in kept]
+        own = piece is before
+        rows.update({row["id"]: row if own else {**row, "seconds": 0.0} for row in named})
+        limits += [(new["backbone"], source) for old, new in zip(kept, named, strict=True)
+                   for _, source in _as_sources([old], piece["limits"])]  # fmt: skip
+        versions.append(piece["versions"] if kept else {})
+        charts |= piece["charts"] if own and kept else {}
+    ordered = [rows[name] for name in found["order"] if name in rows]
+    failed = [name for name in found["failed"] if name not in rows]
     return {
         "registry": found["registry"],
-        "versions": _versions(found["versions"] if new else {}, before["versions"] if kept else {}),
-        "cells": [row for row in rows.values() if row],
+        "versions": _versions(*versions),
+        "cells": ordered,
         "failed": len(failed),
-        "left": sum(not row for row in rows.values()) - len(failed),
-        "limits": _agreed(_as_sources(found["cells"], found["limits"]) + _as_sources(kept, before["limits"])),
-        "charts": {**found["charts"], **(before["charts"] if kept else {})},
+        "left": len(found["order"]) - len(ordered) - len(failed),
+        "limits": _agreed(limits),
+        "charts": {**found["charts"], **charts},
     }
 
 

@@ -250,12 +250,42 @@ def test_of_a_cell_the_newest_result_counts_and_what_the_registry_has_no_more_is
 
     def collected(rows, failed):
         plain = {"registry": "r", "versions": {}, "charts": {}, "limits": {"toy": {"floor": {}, "ceiling": {}}}}
-        return {**plain, "order": ["a", "b", "c", "d"], "cells": rows, "failed": failed}
+        return {**plain, "order": {key: {} for key in "abcd"}, "cells": rows, "failed": failed}
 
     before = {**collected([row("a", 0.25), row("b", 0.5), row("gone", 1.0)], []), "charts": {}}
     found = studies.merged(collected([row("a", 0.75)], ["b", "c"]), before)
     assert [(one["id"], one["scores"]["a/b"]) for one in found["cells"]] == [("a", 0.75), ("b", 0.5)]
     assert (found["failed"], found["left"]) == (1, 1)  # "c" failed, "d" has not run; "b" did well before
+
+
+def test_a_cell_of_another_registry_counts_under_the_names_that_it_has_here(studies):
+    def stored(backbone, floor, version, **values):
+        rows = [{**cell("topk", "trained", 0, value), "id": name, "backbone": backbone, "seconds": 2.0}
+                for name, value in values.items()]  # fmt: skip
+        limits = {backbone: {"floor": {"a/b": floor}, "ceiling": {}}}
+        return {
+            "registry": backbone,
+            "cells": rows,
+            "limits": limits,
+            "versions": {"torch": [version]},
+            "charts": {"C": 1},
+        }
+
+    names = {"backbone": "usual", "architecture": "mine", "constraint": "as-it-is"}
+    wanted = {**stored("usual", 0.0, "1"), "cells": [], "order": dict.fromkeys("ab", names), "failed": [], "charts": {}}
+    found = studies.merged(
+        wanted, stored("usual", 0.5, "2", a=1.0), [stored("variable", 0.5, "3", a=9.0, b=2.0, c=3.0)]
+    )
+    assert [(row["id"], row["scores"]["a/b"], row["seconds"]) for row in found["cells"]] == [
+        ("a", 1.0, 2.0),
+        ("b", 2.0, 0),
+    ]
+    assert all(row.items() >= names.items() for row in found["cells"])
+    assert found["versions"] == {"torch": ["2", "3"]} and found["limits"]["usual"]["floor"] == {"a/b": 0.5}
+    assert (found["left"], found["charts"]) == (0, {"C": 1})
+    assert set(found["limits"]) == {"usual"}
+    other = studies.merged(wanted, stored("usual", 0.5, "2", a=1.0), [stored("variable", 0.25, "3", b=2.0)])
+    assert other["limits"]["usual"]["floor"] == {}
 
 
 def test_of_charts_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):

@@ -64,7 +64,9 @@ class TrainingSettings(Model):
         None, description="Rows without a firing after which a latent is dead; default 2 % of the budget, at most 10M."
     )
     normalise: Literal["mean_square", "none"] = Field(
-        "mean_square", description="Scale activations to unit mean-square norm while training; folded back on save."
+        "mean_square",
+        description="Scale activations to unit mean-square norm while training; folded back on save. What "
+        "architectures have as defaults for coefficients, bandwidths and thresholds is meant for that.",
     )
     b_dec_init: Literal["mean", "zero"] = Field("mean", description="Decoder bias at the start.")
     encoder_gain: PositiveFloat = Field(

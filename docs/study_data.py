@@ -115,15 +115,16 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
         others: what is stored of other registries.
     """
     rows: dict[str, Data] = {row["id"]: row for row in found["cells"]}
-    versions, limits = [found["versions"] if rows else {}], _as_sources(found["cells"], found["limits"])
+    versions = [found["versions"] if rows else {}]
+    limits = [(row["backbone"], _limits_for(row, found["limits"])) for row in found["cells"]]
     charts: Data = {}
     for piece in ([before] if before else []) + list(others):
-        kept = [row for row in piece["cells"] if row["id"] in found["order"] and row["id"] not in rows]
-        named = [{**row, **found["order"][row["id"]]} for row in kept]
         own = piece is before
-        rows.update({row["id"]: row if own else {**row, "seconds": 0.0} for row in named})
-        limits += [(new["backbone"], source) for old, new in zip(kept, named, strict=True)
-                   for _, source in _as_sources([old], piece["limits"])]  # fmt: skip
+        kept = [row for row in piece["cells"] if row["id"] in found["order"] and row["id"] not in rows]
+        for row in kept:
+            named = {**row, **found["order"][row["id"]]}
+            rows[row["id"]] = named if own else {**named, "seconds": 0.0}
+            limits.append((named["backbone"], _limits_for(row, piece["limits"])))
         versions.append(piece["versions"] if kept else {})
         charts |= piece["charts"] if own and kept else {}
     ordered = [rows[name] for name in found["order"] if name in rows]
@@ -145,15 +146,9 @@ def _versions(*pieces: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {name: sorted({version for piece in pieces for version in piece.get(name, [])}) for name in names}
 
 
-def _as_sources(rows: Sequence[Data], limits: Mapping[str, Limits]) -> list[tuple[str, Limits]]:
-    """Return what is known of the limits of every backbone's scores: None where its cells had no common one."""
-    scores: dict[str, set[str]] = {}
-    for row in rows:
-        scores.setdefault(row["backbone"], set()).update(row["scores"])
-    return [
-        (backbone, {limit: {score: limits[backbone][limit].get(score) for score in mine} for limit in LIMITS})
-        for backbone, mine in scores.items()
-    ]
+def _limits_for(row: Data, limits: Mapping[str, Limits]) -> Limits:
+    """Return what is known of the limits of a cell's scores: None where the cells of its backbone had no common one."""
+    return {limit: {score: limits[row["backbone"]][limit].get(score) for score in row["scores"]} for limit in LIMITS}
 
 
 def pruned(found: Data, charts: Set[str]) -> Data:

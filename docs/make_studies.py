@@ -25,12 +25,14 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from study_data import collect, merged, pruned, store, stored
-from study_tables import figure, runs, table
+from study_tables import chosen_chart, figure, runs, table
+
+from saebench_core.interfaces.chart import Chart
 
 FOLDER: Final = Path(__file__).parent / "studies"
 END: Final = "<!-- end -->"
@@ -57,6 +59,10 @@ def place_of(preset: str) -> Path:
     return FOLDER / "data" / f"{preset}.json"
 
 
+def _chart_of(asked: Mapping[str, str]) -> Chart:
+    return chosen_chart(stored(place_of(asked["data"]))["charts"][asked["chart"]], asked)
+
+
 def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
     """Return a page with its tables and figures made anew, and the pictures by file name.
 
@@ -65,6 +71,7 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
         ValueError: if the end of a table or figure is missing.
     """
     pictures: dict[str, str] = {}
+    charts = {words: _chart_of(_keys(words)) for kind, words in MARKED.findall(text) if kind == "figure"}
 
     def make(match: re.Match[str]) -> str:
         kind, words = match.groups()
@@ -76,10 +83,9 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
         elif kind == "table":
             made = table(stored(place_of(asked["data"])), asked)
         else:
-            chart = stored(place_of(asked["data"]))["charts"][asked["chart"]]
             slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
-            pictures[f"{page}-{slug}.svg"], caption = figure(chart, asked)
-            made = f"![{chart['title']}](images/{page}-{slug}.svg)\n\n{caption}"
+            pictures[f"{page}-{slug}.svg"], caption = figure(charts[words], asked, list(charts.values()))
+            made = f"![{charts[words].title}](images/{page}-{slug}.svg)\n\n{caption}"
         return f"<!-- {kind} {words} -->\n\n{made}\n\n{END}"
 
     return MARKED.sub(make, text), pictures

@@ -115,8 +115,8 @@ def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def figure(plain: Mapping[str, Any], asked: Mapping[str, str]) -> tuple[str, str]:
-    """Return the picture of a chart and its caption."""
+def chosen_chart(plain: Mapping[str, Any], asked: Mapping[str, str]) -> Chart:
+    """Return a stored chart with the series that are asked for."""
     series = asked["series"].split(",") if "series" in asked else []
     names = {one["label"] for panel in plain["panels"] for one in panel["series"]}
     if missing := set(series) - names:
@@ -125,7 +125,11 @@ def figure(plain: Mapping[str, Any], asked: Mapping[str, str]) -> tuple[str, str
         {**panel, "series": [one for one in panel["series"] if not series or one["label"] in series]}
         for panel in plain["panels"]
     ]
-    chart = _chart({**plain, "panels": panels})
+    return _chart({**plain, "panels": panels})
+
+
+def figure(chart: Chart, asked: Mapping[str, str], beside: Sequence[Chart] = ()) -> tuple[str, str]:
+    """Return the picture of a chart and its caption; a label looks as it does in the charts beside it."""
     axes = "" if chart.y_label in chart.title else f": {chart.y_label} against {chart.x_label}"
     caption = f"*{chart.title}{axes}; {chart.caption}.*"
-    return chart_picture(chart, asked["panels"].split("|") if "panels" in asked else ()), caption
+    return chart_picture(chart, asked["panels"].split("|") if "panels" in asked else (), beside), caption

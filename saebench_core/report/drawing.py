@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -22,6 +22,11 @@ COLOURS, DASHES = 5, 5
 """Colours of what is not trained, and patterns of lines: more series than pairs of both share them."""
 MARKED = 24
 """Longest line whose places are marked."""
+
+Role = tuple[str, bool]
+"""A label, and whether it is trained."""
+Style = tuple[int, int]
+"""Colour and pattern."""
 
 
 class Mark(NamedTuple):
@@ -72,8 +77,13 @@ class DrawnPanel:
     width: int = WIDTH
 
 
-def drawn(chart: Chart) -> list[DrawnPanel]:
-    """Return the pictures of a chart's panels, all on one scale; none where there is no value."""
+def drawn(chart: Chart, beside: Sequence[Chart] = ()) -> list[DrawnPanel]:
+    """Return the pictures of a chart's panels, all on one scale; none where there is no value.
+
+    Args:
+        chart: the chart.
+        beside: charts of the same page: a label looks the same in all of them.
+    """
     every = [series for panel in chart.panels for series in panel.series if series.x]
     if not every:
         return []
@@ -83,7 +93,9 @@ def drawn(chart: Chart) -> list[DrawnPanel]:
     low, high = min(places), max(places)
     inset = 44 if chart.x_names else 14  # a name is wider than a number
     across = Axis(low, max(high, low + 1e-9 * max(1.0, abs(low))), LEFT + inset, RIGHT - inset)
-    return [_panel(chart, panel, across, up) for panel in chart.panels if any(series.x for series in panel.series)]
+    styles = _styles([*beside, chart])
+    kept = [panel for panel in chart.panels if any(series.x for series in panel.series)]
+    return [_panel(chart, panel, styles, across, up) for panel in kept]
 
 
 def _ends(series: Series) -> list[float]:
@@ -95,8 +107,7 @@ def _scaled(chart: Chart, x: float) -> float:
     return math.log10(x) if chart.x_log else x
 
 
-def _panel(chart: Chart, panel: ChartPanel, across: Axis, up: Axis) -> DrawnPanel:
-    styles = _styles(chart)
+def _panel(chart: Chart, panel: ChartPanel, styles: Mapping[Role, Style], across: Axis, up: Axis) -> DrawnPanel:
     lines = _spread_labels(
         [_line(chart, series, styles[series.label, series.trained], across, up) for series in panel.series if series.x]
     )
@@ -114,18 +125,19 @@ def _panel(chart: Chart, panel: ChartPanel, across: Axis, up: Axis) -> DrawnPane
     )
 
 
-def _styles(chart: Chart) -> dict[tuple[str, bool], tuple[int, int]]:
+def _styles(charts: Sequence[Chart]) -> dict[Role, Style]:
     """Return colour and pattern by label and role: one colour for what is trained, the others for the rest."""
-    found: dict[tuple[str, bool], tuple[int, int]] = {}
+    found: dict[Role, Style] = {}
     for trained in (True, False):
-        every = (one for panel in chart.panels for one in panel.series if one.trained == trained)
+        panels = (panel for chart in charts for panel in chart.panels)
+        every = (one for panel in panels for one in panel.series if one.trained == trained)
         for place, label in enumerate(dict.fromkeys(one.label for one in every)):
             turn = place // COLOURS
             found[label, trained] = (0, place % DASHES) if trained else (1 + place % COLOURS, (place + turn) % DASHES)
     return found
 
 
-def _line(chart: Chart, series: Series, style: tuple[int, int], across: Axis, up: Axis) -> Line:
+def _line(chart: Chart, series: Series, style: Style, across: Axis, up: Axis) -> Line:
     points = [(across.place(_scaled(chart, x)), up.place(y)) for x, y in zip(series.x, series.y, strict=True)]
     path = " ".join(f"{'L' if place else 'M'}{x} {y}" for place, (x, y) in enumerate(points))
     marks = tuple(_mark(chart, series, index, point, up) for index, point in enumerate(points))

@@ -70,6 +70,8 @@ def render_html(
     directed = [row.score for comparison in every for row in comparison.rows if row.direction != "none"]
     first = list(dict.fromkeys(directed if headline is None else headline))
     found = [_headline_first(comparison, first) for comparison in every]
+    figures = [(figure, score_charts(found, records, figure.score)) for figure in dot_figures(found, first)]
+    together = [*(chart for _, own in figures for chart in own), *charts]
     context: dict[str, Any] = {
         "sweep": sweep,
         "records": records,
@@ -77,11 +79,8 @@ def render_html(
         "commands": _commands(sweep) if commands is None else commands,
         "comparisons": found,
         "headline": first,
-        "figures": [
-            (figure, [(chart, drawn(chart)) for chart in score_charts(found, records, figure.score)])
-            for figure in dot_figures(found, first)
-        ],
-        "charts": [(chart, drawn(chart)) for chart in charts],
+        "figures": [(figure, [(chart, drawn(chart, together)) for chart in own]) for figure, own in figures],
+        "charts": [(chart, drawn(chart, together)) for chart in charts],
         "flags": _flags(records),
         "verdict_words": VERDICTS if verdicts else {},
         "definitions": _definitions(records, descriptions or {}),

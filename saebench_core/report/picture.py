@@ -14,17 +14,18 @@ __all__ = ["chart_picture"]
 HEAD = 24
 
 
-def chart_picture(chart: Chart, panels: Sequence[str] = ()) -> str:
+def chart_picture(chart: Chart, panels: Sequence[str] = (), beside: Sequence[Chart] = ()) -> str:
     """Return the picture, two panels in a row.
 
     Args:
         chart: the chart.
         panels: parts of the titles of the panels to draw; empty for all.
+        beside: charts of the same page: a label looks the same in all of them.
 
     Raises:
         InputError: if no panel is left.
     """
-    found = [panel for panel in drawn(chart) if not panels or any(part in panel.title for part in panels)]
+    found = [panel for panel in drawn(chart, beside) if not panels or any(part in panel.title for part in panels)]
     if not found:
         titles = ", ".join(repr(panel.title) for panel in chart.panels) or "none"
         raise InputError(f"chart {chart.title!r} has no panel {', '.join(panels)}; there are: {titles}")

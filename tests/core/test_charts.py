@@ -330,6 +330,25 @@ def test_pictures_have_two_panels_in_a_row():
         chart_picture(chart, ["four"])
 
 
+def test_a_label_looks_the_same_in_all_charts_of_a_page():
+    def chart_of(*labels):
+        lines = (Series(label, (0.0, 1.0), (0.0, 1.0), trained=label == "trained") for label in labels)
+        return Chart(labels[0], "c", "x", "y", (ChartPanel("p", tuple(lines)),))
+
+    def looks(chart, beside=()):
+        return {line.label: (line.colour, line.dash) for panel in drawn(chart, beside) for line in panel.lines}
+
+    charts = [chart_of("trained", "frozen", "soft", "free"), chart_of("free", "trained", "ica")]
+    first, second = (looks(chart, charts) for chart in charts)
+    assert second["free"] == first["free"] and second["trained"] == first["trained"]
+    assert len({*first.values(), *second.values()}) == 5
+    assert looks(charts[1])["free"] != first["free"]  # alone, a chart begins with the first colour
+    cells = [cell("trained", 0.5)]
+    page = render_html(sweep(cells), cells, charts=charts)
+    styles = set(re.findall(r'<g class="line (s\d d\d)">(?:(?!</g>).)*?>free</text>', page, re.DOTALL))
+    assert len(styles) == 1
+
+
 def test_charts_are_escaped():
     evil = "<script>alert(1)</script>"
     panel = ChartPanel(evil, (Series(evil, (0.0, 1.0), (0.0, 1.0), notes=(evil, evil)),), {evil: 0.5})

@@ -6,7 +6,7 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt requirements-demo.txt Makefile | cksum | cut -d' ' -f1)
 # Tests take one thread each, and those of a file stay together, for they share what takes long to make.
-SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses 4 --dist loadfile
+SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses 4 --dist loadfile --durations 30
 
 .PHONY: setup demo test test-slow check docs bench clean
 

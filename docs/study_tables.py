@@ -30,8 +30,8 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     unknown = set(scores) - {score for cell in chosen for score in cell["scores"]}
     if unknown:
         raise KeyError(f"scores: {sorted(unknown)}")
-    rows = list(dict.fromkeys(str(cell[asked["rows"]]) for cell in chosen))
-    columns = scores if by_score else list(dict.fromkeys(str(cell[asked["columns"]]) for cell in chosen))
+    rows = _in_order(chosen, asked["rows"])
+    columns = scores if by_score else _in_order(chosen, asked["columns"])
     lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     times = float(asked["times"]) if "times" in asked else None
 
@@ -54,6 +54,18 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     if paper:
         lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
     return "\n".join(lines)
+
+
+def _in_order(cells: Sequence[Row], axis: str) -> list[str]:
+    """Return names in the order of the cells; one that comes later stands behind its neighbour there."""
+    found: list[str] = []
+    place = 0
+    for cell in cells:
+        name = str(cell[axis])
+        if name not in found:
+            found.insert(place, name)
+        place = found.index(name) + 1
+    return found
 
 
 def _chosen(cells: Sequence[Row], asked: Mapping[str, str]) -> list[Row]:

@@ -95,6 +95,15 @@ def test_a_table_of_one_score_by_hand(studies):
     ]
 
 
+def test_a_row_that_comes_late_stands_behind_its_neighbour(studies):
+    names = [("topk", "trained"), ("topk", "soft"), ("topk", "true"), ("relu", "trained"), ("relu", "softer")]
+    names += [("gated", "soft"), ("gated", "softest"), ("gated", "true")]
+    data = {"cells": [cell(*name, 0, 0.5) for name in names], "limits": {"toy": {"floor": {}, "ceiling": {}}}}
+    made = studies.table(data, {"rows": "constraint", "columns": "architecture", "score": "a/b"}).splitlines()
+    assert [line.split(" | ")[0] for line in made[2:]] == ["| trained", "| softer", "| soft", "| softest", "| true"]
+    assert made[0] == "| constraint | topk | relu | gated |"
+
+
 def test_shares_are_told_as_counts(studies):
     asked = {"rows": "constraint", "scores": "a/b", "architecture": "topk", "constraint": "frozen", "times": "3200"}
     assert studies.table(DATA, asked).splitlines()[2:] == [

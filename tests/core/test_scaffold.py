@@ -182,11 +182,17 @@ def test_what_is_written_is_tidy(kind, tmp_path):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.fixture(scope="module")
+def known_types(tmp_path_factory):
+    """What mypy has found out about the packages that all kinds import: it takes a minute."""
+    return tmp_path_factory.mktemp("mypy")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_written_is_typed(kind, tmp_path):
+def test_what_is_written_is_typed(kind, tmp_path, known_types):
     folder = write_distribution("my-typed", kind, tmp_path).folder
-    command = [sys.executable, "-m", "mypy", "--strict", "src", "tests"]
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(known_types), "src", "tests"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment(folder / "src"))
     assert done.returncode == 0, done.stdout
 

@@ -38,6 +38,7 @@ class LineListener(Listener):
         self.console = console
         self._total = self._worked = 0
         self._last = 0.0
+        self._first: tuple[str, int, float] = ("", 0, 0.0)
         self._scores = 0
 
     def plan(self, plan: Plan, waiting: Sequence[Task]) -> None:
@@ -52,17 +53,21 @@ class LineListener(Listener):
     def start(self, task: Task, left: int) -> None:
         """Name the task, unless it is one of many short ones."""
         self._worked += 1
-        self._last = time.monotonic()
+        self._last, self._first = time.monotonic(), ("", 0, 0.0)
         if task.kind == "score":
             return
         self._line(f"[{self._worked}/{self._total}] {label_of(task, left)}")
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Print a line now and then."""
+        """Print a line now and then, with the time left at the pace of what this run did of the task."""
         now = time.monotonic()
+        if label != self._first[0] or done < self._first[1]:
+            self._first = (label, done, now)
         if now - self._last >= _QUIET_SECONDS:
             self._last = now
-            self._line(f"    {label}: {done:,} of {total:,}")
+            _, before, since = self._first
+            left = f", about {duration((total - done) * (now - since) / (done - before))} left" if done > before else ""
+            self._line(f"    {label}: {done:,} of {total:,}{left}")
 
     def done(self, task: Task, error: str | None) -> None:
         """Tell failures, count scores."""

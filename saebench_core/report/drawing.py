@@ -18,6 +18,8 @@ WIDTH = 620
 HEIGHT, LOWEST = 276.0, 262.0
 """Of a picture, and of the last label in it; more labels than there is room for make it higher."""
 LABEL_GAP = 14.0
+LETTER, NAME_GAP, NAME_ROW = 6.4, 6.0, 14.0
+"""Width of a letter of a name below the axis, least room between two, height of their rows."""
 COLOURS, DASHES = 5, 5
 """Colours of what is not trained, and patterns of lines: more series than pairs of both share them."""
 MARKED = 24
@@ -73,6 +75,8 @@ class DrawnPanel:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     levels: tuple[Level, ...]
+    deeper: float
+    """Height of the rows of names below the axis but the first."""
     height: float
     width: int = WIDTH
 
@@ -112,16 +116,19 @@ def _panel(chart: Chart, panel: ChartPanel, styles: Mapping[Role, Style], across
         [_line(chart, series, styles[series.label, series.trained], across, up) for series in panel.series if series.x]
     )
     ends = ", ".join(f"{series.label} {number(series.y[-1])}" for series in panel.series if series.x)
+    ticks = _x_ticks(chart, panel, across)
+    deeper = NAME_ROW * max((tick.row for tick in ticks), default=0)
     return DrawnPanel(
         panel.title,
         f"{chart.y_label} against {chart.x_label}, {panel.title}; last values: {ends}",
         chart.x_label,
         chart.y_label,
         tuple(lines),
-        _x_ticks(chart, panel, across),
+        ticks,
         up.ticks(),
         tuple(Level(name, up.place(value), number(value)) for name, value in panel.levels.items()),
-        max(HEIGHT, lines[-1].label_y + LABEL_GAP),
+        deeper,
+        max(HEIGHT + deeper, lines[-1].label_y + LABEL_GAP),
     )
 
 
@@ -162,7 +169,7 @@ def _mark(chart: Chart, series: Series, index: int, point: tuple[float, float], 
 def _x_ticks(chart: Chart, panel: ChartPanel, across: Axis) -> tuple[Tick, ...]:
     """Return names, powers of ten, every place where they are few, or round numbers."""
     if chart.x_names:
-        return tuple(Tick(across.place(index), name) for index, name in enumerate(chart.x_names))
+        return _in_rows([Tick(across.place(index), name) for index, name in enumerate(chart.x_names)])
     places = sorted({x for series in panel.series for x in series.x})
     if len(places) <= 7:
         return tuple(Tick(across.place(_scaled(chart, x)), f"{x:g}") for x in places)
@@ -172,6 +179,16 @@ def _x_ticks(chart: Chart, panel: ChartPanel, across: Axis) -> tuple[Tick, ...]:
             return tuple(Tick(across.place(power), f"{10.0**power:g}") for power in powers)
         return tuple(Tick(across.place(_scaled(chart, x)), f"{x:g}") for x in (places[0], places[-1]))
     return across.ticks()
+
+
+def _in_rows(ticks: Sequence[Tick]) -> tuple[Tick, ...]:
+    """Put names in as few rows as they need to keep clear of each other."""
+
+    def clear(one: Tick, other: Tick) -> bool:
+        return other.x - one.x >= LETTER * (len(one.text) + len(other.text)) / 2 + NAME_GAP
+
+    rows = next((rows for rows in range(1, len(ticks)) if all(map(clear, ticks, ticks[rows:]))), len(ticks))
+    return tuple(tick._replace(row=index % rows) for index, tick in enumerate(ticks))
 
 
 def _spread_labels(lines: Sequence[Line]) -> list[Line]:

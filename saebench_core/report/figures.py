@@ -19,10 +19,11 @@ LABEL, PLOT, ROW, TOP, BOTTOM = 200, 380, 26, 8, 30
 
 
 class Tick(NamedTuple):
-    """A place on the axis."""
+    """A place on the axis, and the row of its text: names that are wider than their room stand in several."""
 
     x: float
     text: str
+    row: int = 0
 
 
 class Dot(NamedTuple):

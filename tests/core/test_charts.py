@@ -13,7 +13,7 @@ from saebench_plugins.metrics._recovery_charts import recovery_charts
 from saebench_core.errors import InputError, PluginError
 from saebench_core.interfaces.chart import Chart, ChartPanel, Observed, Series
 from saebench_core.report import chart_picture, comparisons, drift_charts, render_html
-from saebench_core.report.drawing import BOTTOM, DASHES, LEFT, RIGHT, TOP, drawn
+from saebench_core.report.drawing import BOTTOM, DASHES, HEIGHT, LEFT, RIGHT, TOP, drawn
 from saebench_core.report.lines import score_charts, varying
 from saebench_core.report.tables import Block, Comparison, Entry, ScoreRow
 from saebench_core.results import EntryRef
@@ -123,6 +123,23 @@ def test_architectures_are_compared_and_their_width_is_a_map():
     assert [tick.text for tick in picture.x_ticks] == list(by_name.x_names)
     assert all(line.path == "" for line in picture.lines)  # names have no order that a line could follow
     assert charts([cell("trained", 0.5, architecture=width, direction="none") for width in widths]) == []
+
+
+def test_names_below_the_axis_keep_clear_of_each_other():
+    def picture(names):
+        places = tuple(float(place) for place in range(len(names)))
+        panel = ChartPanel("p", (Series("a", places, places),))
+        (found,) = drawn(Chart("t", "c", "x", "y", (panel,), x_names=names))
+        return found
+
+    short = picture(("topk", "relu", "gated"))
+    assert [tick.row for tick in short.x_ticks] == [0, 0, 0] and (short.deeper, short.height) == (0, HEIGHT)
+    long = picture(("topk", "batch_topk", "jumprelu", "relu", "gated", "p_anneal", "matryoshka", "ortsae"))
+    assert [tick.row for tick in long.x_ticks] == [0, 1] * 4 and long.height == HEIGHT + long.deeper > HEIGHT
+    for row in (0, 1):
+        ticks = [tick for tick in long.x_ticks if tick.row == row]
+        for one, other in itertools.pairwise(ticks):
+            assert other.x - one.x > 6 * (len(one.text) + len(other.text)) / 2
 
 
 def test_several_l0_of_one_world_are_panels_of_a_map():

@@ -18,7 +18,7 @@ WIDTH = 620
 HEIGHT, LOWEST = 276.0, 262.0
 """Of a picture, and of the last label in it; more labels than there is room for make it higher."""
 LABEL_GAP = 14.0
-LETTER, NAME_GAP, NAME_ROW = 6.4, 6.0, 14.0
+LETTER, NAME_GAP, NAME_ROW = 6.4, 6.0, 14
 """Width of a letter of a name below the axis, least room between two, height of their rows."""
 COLOURS, DASHES = 5, 5
 """Colours of what is not trained, and patterns of lines: more series than pairs of both share them."""
@@ -75,7 +75,7 @@ class DrawnPanel:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     levels: tuple[Level, ...]
-    deeper: float
+    deeper: int
     """Height of the rows of names below the axis but the first."""
     height: float
     width: int = WIDTH
@@ -117,7 +117,7 @@ def _panel(chart: Chart, panel: ChartPanel, styles: Mapping[Role, Style], across
     )
     ends = ", ".join(f"{series.label} {number(series.y[-1])}" for series in panel.series if series.x)
     ticks = _x_ticks(chart, panel, across)
-    deeper = NAME_ROW * max((tick.row for tick in ticks), default=0)
+    deeper = max((tick.lower for tick in ticks), default=0)
     return DrawnPanel(
         panel.title,
         f"{chart.y_label} against {chart.x_label}, {panel.title}; last values: {ends}",
@@ -188,7 +188,7 @@ def _in_rows(ticks: Sequence[Tick]) -> tuple[Tick, ...]:
         return other.x - one.x >= LETTER * (len(one.text) + len(other.text)) / 2 + NAME_GAP
 
     rows = next((rows for rows in range(1, len(ticks)) if all(map(clear, ticks, ticks[rows:]))), len(ticks))
-    return tuple(tick._replace(row=index % rows) for index, tick in enumerate(ticks))
+    return tuple(tick._replace(lower=NAME_ROW * (index % rows)) for index, tick in enumerate(ticks))
 
 
 def _spread_labels(lines: Sequence[Line]) -> list[Line]:

@@ -19,11 +19,11 @@ LABEL, PLOT, ROW, TOP, BOTTOM = 200, 380, 26, 8, 30
 
 
 class Tick(NamedTuple):
-    """A place on the axis, and the row of its text: names that are wider than their room stand in several."""
+    """A place on the axis, and how much lower its text stands: names that are wider than their room take turns."""
 
     x: float
     text: str
-    row: int = 0
+    lower: int = 0
 
 
 class Dot(NamedTuple):

@@ -13,6 +13,8 @@ from typing import Final, Literal, NamedTuple, final
 import torch
 from torch import Tensor
 
+from saebench_core.kernels.lists import divided, kth_largest, places
+
 __all__ = ["SCREEN_DTYPES", "Candidates", "Part", "Screen", "Screened", "part_rows"]
 
 Screen = Literal["bf16", "fp32"]
@@ -27,6 +29,7 @@ _CHUNK_ROWS: Final = 512
 _GROUPS: Final = (64, 32, 16, 8, 4, 2, 1)
 _FINEST: Final = 16
 """Latents in a group whose largest value is kept; divides the padded number of latents."""
+_STRIDE: Final = 32
 _SAMPLE_ROWS: Final = 128
 _CAST_ROWS: Final = 1024
 
@@ -72,6 +75,10 @@ class Candidates(NamedTuple):
     values: Tensor
     margins: Tensor
 
+    def at(self, which: Tensor) -> Candidates:
+        """Return some of them, by their places."""
+        return Candidates(*(column.index_select(0, which) for column in self))
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -79,31 +86,33 @@ class Screened:
     """Factors of the product in the screen's format, padded to whole groups, and bounds of what rounding cut off.
 
     Attributes:
-        rows: activations.
-        latents: encoder vectors ``(padded d_sae, d_in)``.
-        bias: ``(padded d_sae,)``, minus infinity where padded.
+        rows: activations; where they are cut short, a one stands behind each.
+        latents: encoder vectors, one a row, ``padded d_sae`` of them; where they are cut short, each one's bias stands
+            behind it.
+        bias: ``(padded d_sae,)``, minus infinity where padded; nothing where it stands among the latents.
         margins: bound of each row's error before the result is rounded, ``(rows, 1)``, fp32.
         unit: largest relative error of that rounding.
     """
 
     rows: Tensor
     latents: Tensor
-    bias: Tensor
+    bias: Tensor | None
     margins: Tensor
     unit: float
 
     @classmethod
     def of(cls, centred: Tensor, weight: Tensor, bias: Tensor, screen: Screen) -> Screened:
         """Round the factors, and bound what that does to any product."""
-        dtype, d_sae = SCREEN_DTYPES[screen], weight.shape[1]
-        latents, largest, cut_off = _shortened(weight.T, dtype, -(-d_sae // _FINEST) * _FINEST)
-        padded = torch.full_like(latents[:, 0], -torch.inf)
+        dtype, (d_in, d_sae) = SCREEN_DTYPES[screen], weight.shape
+        padded = bias.new_full((-(-d_sae // _FINEST) * _FINEST,), -torch.inf, dtype=dtype)
         padded[:d_sae] = bias
-        rows = centred.to(dtype)
-        norms, rest = rows.float().norm(dim=1), (centred - rows.float()).norm(dim=1)
-        margins = rest * largest + norms * cut_off + 4 * (weight.shape[0] + 2) * 2.0**-24 * norms * largest
-        margins += (bias - padded[:d_sae].float()).abs().amax() + 2.0**-20 * bias.abs().amax()
-        return cls(rows, latents, padded, margins[:, None], _HALF_ULP[screen])
+        latents, largest, cut_off = _shortened(weight.T, padded)
+        rows = _beside(centred, torch.ones_like(centred[:, 0], dtype=dtype), latents.shape[1])
+        exact = rows[:, :d_in].float()
+        norms, rest = exact.norm(dim=1), (centred - exact).norm(dim=1)
+        sums = 4 * (d_in + 2) * 2.0**-24 * (norms * largest + bias.abs().amax())
+        margins = rest * largest + norms * cut_off + sums + (bias - padded[:d_sae].float()).abs().amax()
+        return cls(rows, latents, None if latents.shape[1] > d_in else padded, margins[:, None], _HALF_ULP[screen])
 
     def parts(self) -> Iterator[Part]:
         """Yield the product, some rows at a time; the next part takes the memory of the last one."""
@@ -111,7 +120,10 @@ class Screened:
         memory = self.rows.new_empty(min(size, self.rows.shape[0]), weight.shape[1])
         for first in range(0, self.rows.shape[0], size):
             rows = self.rows[first : first + size]
-            values = torch.addmm(self.bias, rows, weight, out=memory[: rows.shape[0]])
+            out = memory[: rows.shape[0]]
+            values = (
+                torch.mm(rows, weight, out=out) if self.bias is None else torch.addmm(self.bias, rows, weight, out=out)
+            )
             yield Part(first, values, self.margins[first : first + size])
 
     def reached(self, part: Part, k: int) -> tuple[Tensor, Tensor]:
@@ -122,7 +134,7 @@ class Screened:
         for positive in (True, False):
             tops = part.maxima(fine, positive)
             fewer = tops.view(tops.shape[0], coarse // fine, -1).amax(1)  # k groups have an entry that reaches it
-            least = self.lowest(fewer.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)) - part.margins
+            least = self.lowest(kth_largest(fewer, k)[:, None]) - part.margins
             if bool((self.wanted(part, least) > 0).all()):
                 break
         return least, tops
@@ -148,14 +160,12 @@ class Screened:
             tops = part.maxima(_FINEST, positive=bool((wanted > 0).all()))
         n_groups = tops.shape[1]
         grouped = part.values.view(part.values.shape[0], -1, n_groups)
-        hits = (tops >= wanted).view(-1).nonzero()[:, 0]
-        rows = torch.div(hits, n_groups, rounding_mode="floor")
-        groups = hits - rows * n_groups
+        rows, groups = divided(places(tops >= wanted), n_groups)
         values = grouped[rows, :, groups].float()
-        inside = (values >= wanted[rows]).view(-1).nonzero()[:, 0]
-        which = torch.div(inside, grouped.shape[1], rounding_mode="floor")
-        rows, cols = rows[which], groups[which] + (inside - which * grouped.shape[1]) * n_groups
-        values, margins = values.view(-1)[inside], part.margins[rows, 0]
+        inside = places(values >= wanted.index_select(0, rows))
+        which, member = divided(inside, grouped.shape[1])
+        rows, cols = rows.index_select(0, which), groups.index_select(0, which) + member * n_groups
+        values, margins = values.view(-1).index_select(0, inside), part.margins[:, 0].index_select(0, rows)
         return Candidates(rows + part.first, cols, values, margins)
 
     def surely(self, found: Candidates) -> Tensor:
@@ -175,20 +185,42 @@ class Screened:
         rank = int(1.05 * expected + 6 * expected**0.5 + 8)
         if rank >= tops.numel():
             return 0.0
-        return max(0.0, float(tops.topk(rank, sorted=False).values.min() - 2 * sample.margins.mean()))
+        return max(0.0, float(kth_largest(tops, rank) - 2 * sample.margins.mean()))
 
 
-def _shortened(latents: Tensor, dtype: torch.dtype, padded: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the vectors in a format, padded with zeros, their largest norm, and that of what was cut off."""
-    if dtype == latents.dtype and padded == latents.shape[0]:
+def _shortened(latents: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the vectors in the bias' format, padded to its length, their largest norm, and that of what was cut off.
+
+    Those that are cut short have their bias behind them: a product that begins with a copy of it takes half as long
+    again.
+    """
+    dtype, padded, (d_sae, d_in) = bias.dtype, bias.shape[0], latents.shape
+    if dtype == latents.dtype and padded == d_sae:
         return latents, latents.norm(dim=1).amax(), latents.new_zeros(())
-    short = torch.zeros(padded, latents.shape[1], dtype=dtype, device=latents.device)
+    short = latents.new_zeros(padded, d_in if dtype == latents.dtype else _width(d_in), dtype=dtype)
     norms, rest = [], []
-    for part, place in zip(torch.split(latents, _CAST_ROWS), torch.split(short, _CAST_ROWS), strict=False):
+    for part, place in zip(torch.split(latents, _CAST_ROWS), torch.split(short[:, :d_in], _CAST_ROWS), strict=False):
         place[: part.shape[0]] = part
         norms.append(part.norm(dim=1).amax())
         rest.append((part - place[: part.shape[0]].float()).norm(dim=1).amax())
+    if short.shape[1] > d_in:
+        short[:, d_in] = bias
     return short, torch.stack(norms).amax(), torch.stack(rest).amax()
+
+
+def _width(d_in: int) -> int:
+    """Return the least number of inputs that holds one more and is a multiple of what products take at a time."""
+    return -(-(d_in + 1) // _STRIDE) * _STRIDE
+
+
+def _beside(rows: Tensor, column: Tensor, width: int) -> Tensor:
+    """Return the rows in the column's format; if they are to be wider, with the column behind them, then zeros."""
+    if width == rows.shape[1]:
+        return rows.to(column.dtype)
+    wide = column.new_zeros(rows.shape[0], width)
+    wide[:, : rows.shape[1]] = rows
+    wide[:, rows.shape[1]] = column
+    return wide
 
 
 def part_rows(weight: Tensor) -> int:

@@ -7,6 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from saebench_core.kernels.lists import kth_largest
 from saebench_core.kernels.selection import Selected
 
 __all__ = ["largest", "largest_of_rows", "topk_mask"]
@@ -25,7 +26,7 @@ def largest(found: Selected, count: int) -> Selected:
     """Return the entries not below the ``count``-th largest."""
     if found.pre.numel() <= count:
         return found
-    return found.where(found.pre >= found.pre.topk(count, sorted=False).values.min())
+    return found.where(found.pre >= kth_largest(found.pre, count))
 
 
 def largest_of_rows(found: Selected, k: int) -> Selected:
@@ -36,8 +37,8 @@ def largest_of_rows(found: Selected, k: int) -> Selected:
     if widest <= k:
         return found
     size = max(1, _TABLE_ENTRIES // widest)
-    least = torch.cat([_padded(found, widest, slice(first, first + size)).topk(k, dim=1, sorted=False).values.amin(1)
-                       for first in range(0, selection.n_rows, size)])  # fmt: skip
+    tables = [_padded(found, widest, slice(first, first + size)) for first in range(0, selection.n_rows, size)]
+    least = torch.cat([kth_largest(table, k) for table in tables])
     kept = found.pre >= least.index_select(0, selection.rows)
     if int(kept.sum()) == int(widths.clamp(max=k).sum()):
         return found.where(kept)

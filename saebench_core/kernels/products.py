@@ -57,7 +57,7 @@ def sampled_product(
     if left.device.type in _SPARSE_DEVICES:
         order, bounds = selection.by_latent
         zeros = left.new_zeros(order.numel())
-        pattern = _csr(bounds, selection.rows[order], zeros, (selection.d_sae, selection.n_rows))
+        pattern = _csr(bounds, selection.rows.index_select(0, order), zeros, (selection.d_sae, selection.n_rows))
         found = torch.sparse.sampled_addmm(pattern, right, left.T, beta=0.0).values()
         return torch.empty_like(found).scatter_(0, order, found)
     out = left.new_empty(selection.cols.numel())
@@ -75,7 +75,7 @@ def transposed_product(
     if is_dense(selection):
         return selection.scatter(values).T @ dense
     order, bounds = selection.by_latent
-    return _bags(selection.rows[order], dense, bounds, values[order])
+    return _bags(selection.rows.index_select(0, order), dense, bounds, values.index_select(0, order))
 
 
 def _bags(index: Tensor, table: Tensor, bounds: Tensor, values: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from saebench_core.kernels.candidates import SCREEN_DTYPES, Candidates, Screen, Screened, part_rows
 from saebench_core.kernels.largest import largest, largest_of_rows, topk_mask
+from saebench_core.kernels.lists import kth_largest, places
 from saebench_core.kernels.products import DENSE_SHARE, sampled_product
 from saebench_core.kernels.selection import Selected, Selection, select_mask
 
@@ -128,12 +129,11 @@ class PreActivations:
         while True:
             found = [screened.candidates(part, least) for part in screened.parts()]
             surely = torch.cat([screened.surely(candidates) for candidates in found])
-            sure = float(surely.topk(count, sorted=False).values.min()) if surely.numel() >= count else 0.0
+            sure = float(kth_largest(surely, count)) if surely.numel() >= count else 0.0
             if sure >= least or least <= 0:  # nothing below `least` can be among the largest
                 break
             least = max(0.0, sure)
-        kept = [screened.perhaps(candidates) >= sure for candidates in found]
-        found = [Candidates(*(column[keep] for column in part)) for part, keep in zip(found, kept, strict=True)]
+        found = [candidates.at(places(screened.perhaps(candidates) >= sure)) for candidates in found]
         selected = self._recomputed(found)
         return largest(selected.where(selected.pre > 0), count)
 
@@ -151,4 +151,5 @@ class PreActivations:
         rows = torch.cat([candidates.rows for candidates in found]) if found else none
         cols = torch.cat([candidates.cols for candidates in found]) if found else none
         selection = Selection(rows, cols, self.n_rows, self.d_sae)
-        return Selected(selection, sampled_product(self.centred, self.weight.T, selection) + self.bias[cols])
+        products = sampled_product(self.centred, self.weight.T, selection)
+        return Selected(selection, products + self.bias.index_select(0, cols))

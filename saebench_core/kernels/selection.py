@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from saebench_core.kernels.lists import divided, order, places
+
 __all__ = ["Codes", "Selected", "Selection", "from_mask", "select_mask"]
 
 
@@ -47,20 +49,16 @@ class Selection:
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " entries"], Int[Tensor, " bounds"]]:
         """Order of the entries sorted by latent, and the bounds of each latent, ``(d_sae + 1,)``."""
-        return torch.sort(self.cols.int(), stable=True).indices, _bounds(self.cols, self.d_sae)
+        return order(self.cols, self.d_sae), _bounds(self.cols, self.d_sae)
 
     def fired(self, values: Float[Tensor, " entries"]) -> Bool[Tensor, " d_sae"]:
         """Latents that have a positive value somewhere in the batch."""
-        return torch.bincount(self.cols[values > 0], minlength=self.d_sae) > 0
+        return torch.bincount(self.cols.index_select(0, places(values > 0)), minlength=self.d_sae) > 0
 
-    def where(self, kept: Bool[Tensor, " entries"]) -> Selection:
-        """Return the selection of the entries that are true."""
-        smaller = Selection(self.rows[kept], self.cols[kept], self.n_rows, self.d_sae)
-        if "by_latent" in self.__dict__:  # what is sorted need not be sorted again
-            order = self.by_latent[0]
-            places = (kept.cumsum(0) - 1)[order[kept[order]]]
-            smaller.__dict__["by_latent"] = (places, _bounds(smaller.cols, self.d_sae))
-        return smaller
+    def at(self, which: Int[Tensor, " kept"]) -> Selection:
+        """Return the selection of some entries, by their places."""
+        rows, cols = self.rows.index_select(0, which), self.cols.index_select(0, which)
+        return Selection(rows, cols, self.n_rows, self.d_sae)
 
     def scatter(self, values: Float[Tensor, " entries"]) -> Float[Tensor, "rows d_sae"]:
         """Return the dense ``(n_rows, d_sae)`` matrix with these values and zeros elsewhere."""
@@ -82,7 +80,8 @@ class Selected(NamedTuple):
 
     def where(self, kept: Bool[Tensor, " entries"]) -> Selected:
         """Return the entries that are true."""
-        return Selected(self.selection.where(kept), self.pre[kept])
+        which = places(kept)
+        return Selected(self.selection.at(which), self.pre.index_select(0, which))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +115,16 @@ def _bounds(numbers: Tensor, count: int) -> Tensor:
 
 def from_mask(mask: Bool[Tensor, "rows d_sae"]) -> Selection:
     """Return the selection of the true entries."""
-    rows, cols = mask.nonzero(as_tuple=True)
-    return Selection(rows, cols, mask.shape[0], mask.shape[1])
+    return _from_places(places(mask), mask)
 
 
 def select_mask(pre: Float[Tensor, "rows d_sae"], mask: Bool[Tensor, "rows d_sae"]) -> Selected:
     """Return the true entries with their pre-activations."""
-    return Selected(from_mask(mask), pre[mask])
+    which = places(mask)
+    return Selected(_from_places(which, mask), pre.reshape(-1).index_select(0, which))
+
+
+def _from_places(which: Tensor, mask: Tensor) -> Selection:
+    n_rows, d_sae = mask.shape
+    rows, cols = divided(which, d_sae)
+    return Selection(rows, cols, n_rows, d_sae)

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Final, final
 import torch
 from torch import Tensor
 
-from saebench_core.kernels import PreActivations, Selection, decode, encode_at, fast_screen
+from saebench_core.kernels import PreActivations, Selected, Selection, decode, encode_at, fast_screen
+from saebench_core.kernels.lists import order
 from saebench_core.kernels.products import DENSE_SHARE
 from saebench_core.objectives.base import Step, Term
 
@@ -49,9 +50,10 @@ class PrefixReconstruction(Term):
         ends = torch.tensor(self.sizes, device=found.cols.device).cumsum(0)
         # a batch of g times as many rows, in which row (group, row) has the entries of that group alone
         at = torch.bucketize(found.cols, ends, right=True) * rows + found.rows
-        place, order = torch.sort(at, stable=True)
-        parted = Selection(place, found.cols[order], groups * rows, found.d_sae)
-        parts = decode(step.values[order], step.tensors["W_dec"], parted).view(groups, rows, -1)
+        by_group = order(at, groups * rows)
+        place, cols = at.index_select(0, by_group), found.cols.index_select(0, by_group)
+        parted = Selection(place, cols, groups * rows, found.d_sae)
+        parts = decode(step.values.index_select(0, by_group), step.tensors["W_dec"], parted).view(groups, rows, -1)
         errors = (step.target - step.tensors["b_dec"]) - parts.cumsum(0)
         return errors.square().sum() / (groups * rows)
 
@@ -93,27 +95,31 @@ class AuxK(Term):
         spread = (residual - residual.mean(0)).square().sum() / step.n_rows
         if float(spread) <= 0:
             return zero
-        tensors = step.tensors
-        encoder = tensors["W_enc"].T.index_select(0, dead)
-        bias = tensors[step.rule.encoder_bias].index_select(0, dead)
-        decoder = tensors["W_dec"].index_select(0, dead)
         k = min(max(1, residual.shape[1] // 2), dead.numel())
         error = _dense_error if k > DENSE_SHARE * dead.numel() else _sparse_error
-        return error(step.centred, residual, encoder, bias, decoder, k) / step.n_rows / spread
+        return error(step, residual, dead, k) / step.n_rows / spread
 
 
-def _sparse_error(x: Tensor, residual: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int) -> Tensor:
+def _sparse_error(step: Step, residual: Tensor, dead: Tensor, k: int) -> Tensor:
     """Return the squared error of the k largest positive latents of every row, products on selected entries only."""
+    x, tensors = step.centred, step.tensors
+    encoder, bias = tensors["W_enc"], tensors[step.rule.encoder_bias]
     with torch.no_grad():
-        found = PreActivations(x, encoder.T, bias, fast_screen(x.device.type)).row_topk(k)
-        found = found.where(found.pre > 0)
-    at = encode_at(x, torch.zeros_like(x[0]), encoder.T, bias, found)
-    return (residual - decode(at, decoder, found.selection)).square().sum()
+        part, shift = encoder.T.index_select(0, dead).T, bias.index_select(0, dead)
+        among, pre = PreActivations(x, part, shift, fast_screen(x.device.type)).row_topk(k)
+        among = Selection(among.rows, dead.index_select(0, among.cols), among.n_rows, encoder.shape[1])
+        found = Selected(among, pre).where(pre > 0)
+    at = encode_at(x, torch.zeros_like(x[0]), encoder, bias, found)
+    return (residual - decode(at, tensors["W_dec"], found.selection)).square().sum()
 
 
-def _dense_error(x: Tensor, residual: Tensor, encoder: Tensor, bias: Tensor, decoder: Tensor, k: int) -> Tensor:
+def _dense_error(step: Step, residual: Tensor, dead: Tensor, k: int) -> Tensor:
     """Return the same by dense products, some rows at a time."""
-    error: Tensor = _DenseError.apply(x, residual, encoder, bias, decoder, k)
+    tensors = step.tensors
+    encoder = tensors["W_enc"].T.index_select(0, dead)
+    bias = tensors[step.rule.encoder_bias].index_select(0, dead)
+    decoder = tensors["W_dec"].index_select(0, dead)
+    error: Tensor = _DenseError.apply(step.centred, residual, encoder, bias, decoder, k)
     return error
 
 

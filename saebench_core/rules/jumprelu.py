@@ -83,12 +83,13 @@ class JumpReLU(Rule):
 
     def activate(self, pre: Tensor, selection: Selection, tensors: Mapping[str, Tensor]) -> Tensor:
         """Return the values above the threshold, zero inside the kernel below it."""
-        result: Tensor = _Jump.apply(pre, tensors["threshold"][selection.cols], self.bandwidth)
+        result: Tensor = _Jump.apply(pre, tensors["threshold"].index_select(0, selection.cols), self.bandwidth)
         return result
 
     def count(self, pre: Tensor, selection: Selection, tensors: Mapping[str, Tensor]) -> Float[Tensor, " entries"]:
         """Return 1 for every active entry, with the surrogate gradient to the thresholds."""
-        result: Tensor = _Step.apply(pre, tensors["threshold"][selection.cols], self.bandwidth, self.half_kernel)
+        threshold = tensors["threshold"].index_select(0, selection.cols)
+        result: Tensor = _Step.apply(pre, threshold, self.bandwidth, self.half_kernel)
         return result
 
     def rescaled(self, tensors: Mapping[str, Tensor], factors: Tensor) -> tuple[Rule, Mapping[str, Tensor]]:

@@ -5,8 +5,9 @@ PEERS ?= .venv-peers
 WORKERS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt requirements-demo.txt Makefile | cksum | cut -d' ' -f1)
-# Tests take one thread each, and those of a file stay together, for they share what takes long to make.
-SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses 4 --dist loadfile --durations 30
+# Tests take one thread each, and those of a file stay together, for they share what takes long to make; the order of
+# files is that of their collection.
+SIDE_BY_SIDE := -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 30
 
 .PHONY: setup demo test test-slow check docs bench clean
 

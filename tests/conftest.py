@@ -24,6 +24,11 @@ def pytest_configure(config):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # children are to hear interruptions
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the longest file, or it would be what all others have to wait for."""
+    items.sort(key=lambda item: "third_party" not in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def global_generator_stays_put(request):
     """Fail a test during which somebody drew from torch's global generator."""

@@ -137,7 +137,9 @@ def _chart(
 
     panels = tuple(_panel(title, sorted(spots, key=lambda spot: spot.x), where) for title, spots in several.items())
     flagged = any(any(series.hollow) for panel in panels for series in panel.series)
-    caption = "mean and standard deviation over seeds" + ("; hollow marks carry a flag" if flagged else "")
+    spread = any(entry.n > 1 for spots in several.values() for spot in spots for entry in spot.row.entries)
+    caption = "mean and standard deviation over seeds" if spread else "one seed"
+    caption += "; hollow marks carry a flag" if flagged else ""
     return Chart(f"{score} by {label}", caption, label, score, panels, x_log=log, x_names=names)
 
 

@@ -67,6 +67,7 @@ def test_backbones_that_differ_in_a_nested_number_are_a_map():
         (name, (0.1, 0.2, 0.8), numbers) for name, numbers in values.items()
     ]
     assert panel.series[0].notes[2] == "trained, probability.p 0.8: 0.500 ± 0.000 (n=2)"
+    assert chart.caption == "mean and standard deviation over seeds"
 
 
 def test_sites_of_one_backbone_are_panels_of_a_map():
@@ -78,6 +79,7 @@ def test_sites_of_one_backbone_are_panels_of_a_map():
             cells.append(found.model_copy(update={"result": found.result.model_copy(update={"site": site})}))
     (chart,) = charts(cells)
     assert [panel.title for panel in chart.panels] == ["batch_topk · a", "batch_topk · b"]
+    assert chart.caption == "one seed"
 
 
 def test_a_longer_training_is_an_axis_and_a_seed_is_none():

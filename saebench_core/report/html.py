@@ -109,12 +109,13 @@ def _states(sweep: Sweep, records: Sequence[CellRecord]) -> dict[str, Any]:
     certificates = certificate_rows(records)
     states = [record.result.status for record in records]
     counts = {state: states.count(state) for state in ("done", "failed", "excluded")}
+    settled = {record.result.cell_id for record in records if record.result.status != "pending"}
     return {
         "certificates": certificates,
         "sound": sum(row.sound for row in certificates),
         "failed": [record.result for record in records if record.result.status == "failed"],
         "counts": counts,
-        "missing": len(sweep.cells) - sum(counts.values()),
+        "missing": len(set(sweep.cells) - settled),
     }
 
 

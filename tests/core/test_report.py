@@ -40,6 +40,19 @@ def scored(constraint, seed, value, **changes):
     return record("toy", constraint, seed, flags=flags, init=init, metrics=metrics, **state)
 
 
+def test_cells_are_counted_by_their_state():
+    cells = [scored("trained", 0, 0.8), scored("trained", 1, 0.8, status="pending"), scored("frozen_decoder", 0, 0.5)]
+    started = sweep(cells)
+    left_out = scored("frozen_encoder", 0, 0.1, status="excluded")  # a sweep has the cells that are to run alone
+
+    def tiles(found):
+        page = render_html(started, found)
+        return {what: number for number, what in re.findall(r"<b>([^<]*)</b><span>([^<]*)</span>", page)}
+
+    assert tiles([*cells, left_out]).items() >= {"cells done": "2", "not run yet": "1", "excluded": "1"}.items()
+    assert "not run yet" not in tiles([cells[0], scored("trained", 1, 0.8), cells[2], left_out])
+
+
 def test_mean_and_spread_by_hand():
     trained = entry(row(records(), EV), "trained")
     assert trained.mean == pytest.approx(0.82)

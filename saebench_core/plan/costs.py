@@ -1,4 +1,4 @@
-"""What tasks are expected to cost, at rough rates for two cores."""
+"""What tasks are expected to cost on a machine whose products are made at `NOMINAL_FLOPS`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from saebench_core.plan.graph import Estimate
 from saebench_core.registry import Cell
 from saebench_core.training.fitting import kept_bytes, passing_bytes
 
-__all__ = ["activations_cost", "load_cost", "metric_cost", "sae_bytes", "score_cost", "train_cost"]
+__all__ = ["NOMINAL_FLOPS", "activations_cost", "load_cost", "metric_cost", "sae_bytes", "score_cost", "train_cost"]
 
 _PRODUCTS_A_STEP: Final = 0.8
-_FLOPS: Final = 1.8e11
+NOMINAL_FLOPS: Final = 1.8e11
+"""Operations a second of an fp32 product: two cores of a server."""
 _STEP_OVERHEAD: Final = 8e-3
 _CHECKPOINT: Final = 3
 """Times an SAE's weights: they and two moments each."""
@@ -33,7 +34,7 @@ def activations_cost(backbone: BackboneDescription, site: str, rows: int, prepar
 
 def load_cost(cell: Cell) -> Estimate:
     """Return the cost of reading an SAE and encoding the evaluation rows once."""
-    seconds = 1.0 + 2.0 * cell.training.evaluation_rows * cell.d_in * cell.d_sae / _FLOPS
+    seconds = 1.0 + 2.0 * cell.training.evaluation_rows * cell.d_in * cell.d_sae / NOMINAL_FLOPS
     return Estimate(seconds, 3 * sae_bytes(cell), sae_bytes(cell))
 
 
@@ -50,7 +51,7 @@ def train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: boo
     for cell in group:
         if not _trains(cell):
             continue
-        product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / _FLOPS
+        product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / NOMINAL_FLOPS
         seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
     needed = sum(kept_bytes(cell.d_in, cell.d_sae, _trains(cell)) for cell in group)
     needed += max(passing_bytes(cell.d_in, cell.d_sae) for cell in group)

@@ -29,7 +29,11 @@ __all__ = ["make_plan"]
 
 
 def make_plan(
-    registry: Registry, catalog: Catalog, environment: Environment, cells: Sequence[Cell] | None = None
+    registry: Registry,
+    catalog: Catalog,
+    environment: Environment,
+    cells: Sequence[Cell] | None = None,
+    pace: float = 1.0,
 ) -> Plan:
     """Return the tasks that the cells need.
 
@@ -38,15 +42,17 @@ def make_plan(
         catalog: for twins that a constraint starts from.
         environment: what of the machine enters product keys.
         cells: a part of the registry's active cells; all by default.
+        pace: how many times the seconds of estimates work takes on this machine.
     """
-    return _Planner(registry, catalog, environment).plan(registry.active if cells is None else tuple(cells))
+    return _Planner(registry, catalog, environment, pace).plan(registry.active if cells is None else tuple(cells))
 
 
 class _Planner:
-    def __init__(self, registry: Registry, catalog: Catalog, environment: Environment) -> None:
+    def __init__(self, registry: Registry, catalog: Catalog, environment: Environment, pace: float) -> None:
         self.registry = registry
         self.catalog = catalog
         self.environment = environment
+        self.pace = pace
         self._tasks: list[Task] = []
         self._shared: dict[tuple[str, ...], Task] = {}
         self._saes: dict[str, tuple[Task, Product]] = {}
@@ -80,6 +86,7 @@ class _Planner:
         )
 
     def _add(self, task: Task) -> Task:
+        task = replace(task, estimate=replace(task.estimate, seconds=self.pace * task.estimate.seconds))
         self._tasks.append(task)
         return task
 

@@ -52,6 +52,31 @@ def test_shares_in_a_page_s_text_stand_in_its_tables(studies):
         assert told and told <= set(SHARE.findall(tables))
 
 
+NUMBER = r"\d{1,3}(?:,\d{3})*"
+COUNTED = re.compile(
+    rf"((?:{NUMBER}(?:, | and | instead of ))*{NUMBER}) (?:features|latents that fire|of its latents fire)\b"
+)
+FEATURES = 3200
+
+
+def test_counts_of_features_and_latents_in_the_toy_world_s_text_are_stored_ones(studies):
+    scores = [
+        cell["scores"]
+        for name in ("", "-long", "-settings")
+        for cell in json.loads((studies.FOLDER / "data" / f"paper-synthetic{name}.json").read_text(encoding="utf-8"))[
+            "cells"
+        ]
+    ]
+    found = {round(FEATURES * one[f"feature_recovery/fraction_{at}"]) for one in scores for at in ("0.7", "0.8", "0.9")}
+    found |= {round(FEATURES * (1 - one["feature_firing/silent"])) for one in scores}
+    text = studies.MARKED.sub("", (studies.FOLDER / "synthetic.md").read_text(encoding="utf-8"))
+    paper = {297, 225, 1380}
+    toy = text.split("## Maps")[0]
+    told = [int(n.replace(",", "")) for run in COUNTED.findall(toy) for n in re.findall(NUMBER, run)]
+    assert len(told) > 15
+    assert set(told) - paper - {FEATURES} <= found
+
+
 def cell(architecture, constraint, seed, value, flags=()):
     return {
         "backbone": "toy",

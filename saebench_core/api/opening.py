@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, final
 
 from saebench_core.api.environment import surroundings
-from saebench_core.api.pace import pace
+from saebench_core.api.machine import measured
 from saebench_core.catalog import Catalog, PluginChoice, make_catalog
 from saebench_core.errors import InputError
 from saebench_core.plan import Environment, Plan, make_plan
@@ -124,7 +124,8 @@ def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = ()) -
     chosen = pick_device(registry.runtime.device)
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
     cells: tuple[Cell, ...] | None = registry.select([only] if isinstance(only, str) else only) if only else None
-    plan = make_plan(registry, registry.catalog, environment, cells, pace(chosen.type, registry.runtime.threads))
+    machine = measured(chosen.type, registry.runtime.threads)
+    plan = make_plan(registry, registry.catalog, environment, cells, machine)
     return Opened(registry, registry.catalog, plan, workdir, environment)
 
 

@@ -1,14 +1,15 @@
 """Cells to a graph of tasks with product keys and cost estimates; nothing is computed here."""
 
-from saebench_core.plan.costs import NOMINAL_FLOPS
+from saebench_core.plan.costs import NOMINAL, Machine
 from saebench_core.plan.graph import Estimate, Plan, Product, Task
 from saebench_core.plan.keys import Environment, activations_product, core_digest
 from saebench_core.plan.planner import make_plan
 
 __all__ = [
-    "NOMINAL_FLOPS",
+    "NOMINAL",
     "Environment",
     "Estimate",
+    "Machine",
     "Plan",
     "Product",
     "Task",

@@ -1,9 +1,9 @@
-"""What tasks are expected to cost on a machine whose products are made at `NOMINAL_FLOPS`."""
+"""What tasks are expected to cost, by how fast a machine makes products."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from saebench_core.interfaces.backbone import BackboneDescription
 from saebench_core.interfaces.constraint import Constraint
@@ -11,14 +11,43 @@ from saebench_core.plan.graph import Estimate
 from saebench_core.registry import Cell
 from saebench_core.training.fitting import kept_bytes, passing_bytes
 
-__all__ = ["NOMINAL_FLOPS", "activations_cost", "load_cost", "metric_cost", "sae_bytes", "score_cost", "train_cost"]
+__all__ = [
+    "NOMINAL",
+    "Machine",
+    "activations_cost",
+    "load_cost",
+    "metric_cost",
+    "sae_bytes",
+    "score_cost",
+    "train_cost",
+]
 
 _PRODUCTS_A_STEP: Final = 0.8
-NOMINAL_FLOPS: Final = 1.8e11
-"""Operations a second of an fp32 product: two cores of a server."""
-_STEP_OVERHEAD: Final = 8e-3
+_STEP_OVERHEAD: Final = 12e-3
+"""Seconds a step, whatever its size: of a nominal thread, and of a faster one, for little of it is arithmetic."""
 _CHECKPOINT: Final = 3
 """Times an SAE's weights: they and two moments each."""
+
+
+class Machine(NamedTuple):
+    """What estimates go by.
+
+    Attributes:
+        thread_flops: operations a second of an fp32 product, of one thread.
+        threads: that share a product.
+    """
+
+    thread_flops: float
+    threads: int
+
+    @property
+    def flops(self) -> float:
+        """Operations a second of an fp32 product."""
+        return self.thread_flops * self.threads
+
+
+NOMINAL: Final = Machine(9e10, 2)
+"""Two cores of a server."""
 
 
 def sae_bytes(cell: Cell) -> int:
@@ -32,27 +61,28 @@ def activations_cost(backbone: BackboneDescription, site: str, rows: int, prepar
     return Estimate(rows * backbone.seconds_per_row, backbone.memory_bytes, disk)
 
 
-def load_cost(cell: Cell) -> Estimate:
+def load_cost(cell: Cell, machine: Machine) -> Estimate:
     """Return the cost of reading an SAE and encoding the evaluation rows once."""
-    seconds = 1.0 + 2.0 * cell.training.evaluation_rows * cell.d_in * cell.d_sae / NOMINAL_FLOPS
+    seconds = 1.0 + 2.0 * cell.training.evaluation_rows * cell.d_in * cell.d_sae / machine.flops
     return Estimate(seconds, 3 * sae_bytes(cell), sae_bytes(cell))
 
 
-def train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: bool) -> Estimate:
+def train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: bool, machine: Machine) -> Estimate:
     """Return the cost of a group: a step is a few encoder products and a constant.
 
     Where rows are not stored, each group has the backbone's time once more, and its memory.
     """
     settings, d_in = group[0].training, group[0].d_in
     seconds = 0.0 if stored else settings.total_rows * backbone.seconds_per_row
+    overhead = _STEP_OVERHEAD * max(1.0, NOMINAL.thread_flops / machine.thread_flops)
     memory = 0 if stored else backbone.memory_bytes
     if settings.activations == "streamed":
         memory += 4 * d_in * min(settings.buffer_rows, settings.total_rows)
     for cell in group:
         if not _trains(cell):
             continue
-        product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / NOMINAL_FLOPS
-        seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + _STEP_OVERHEAD)
+        product = 2.0 * cell.training.batch_size * cell.d_in * cell.d_sae / machine.flops
+        seconds += cell.training.total_steps * (_PRODUCTS_A_STEP * product + overhead)
     needed = sum(kept_bytes(cell.d_in, cell.d_sae, _trains(cell)) for cell in group)
     needed += max(passing_bytes(cell.d_in, cell.d_sae) for cell in group)
     kept = [_CHECKPOINT * sae_bytes(cell) for cell in group if _trains(cell)]

@@ -10,7 +10,7 @@ from saebench_core.catalog import Catalog
 from saebench_core.interfaces.backbone import BackboneConfig
 from saebench_core.interfaces.context import Split
 from saebench_core.interfaces.metric import Metric, MetricConfig
-from saebench_core.plan.costs import activations_cost, load_cost, metric_cost, score_cost, train_cost
+from saebench_core.plan.costs import NOMINAL, Machine, activations_cost, load_cost, metric_cost, score_cost, train_cost
 from saebench_core.plan.graph import Plan, Product, Task
 from saebench_core.plan.keys import (
     Environment,
@@ -33,7 +33,7 @@ def make_plan(
     catalog: Catalog,
     environment: Environment,
     cells: Sequence[Cell] | None = None,
-    pace: float = 1.0,
+    machine: Machine = NOMINAL,
 ) -> Plan:
     """Return the tasks that the cells need.
 
@@ -42,17 +42,17 @@ def make_plan(
         catalog: for twins that a constraint starts from.
         environment: what of the machine enters product keys.
         cells: a part of the registry's active cells; all by default.
-        pace: how many times the seconds of estimates work takes on this machine.
+        machine: what estimates go by.
     """
-    return _Planner(registry, catalog, environment, pace).plan(registry.active if cells is None else tuple(cells))
+    return _Planner(registry, catalog, environment, machine).plan(registry.active if cells is None else tuple(cells))
 
 
 class _Planner:
-    def __init__(self, registry: Registry, catalog: Catalog, environment: Environment, pace: float) -> None:
+    def __init__(self, registry: Registry, catalog: Catalog, environment: Environment, machine: Machine) -> None:
         self.registry = registry
         self.catalog = catalog
         self.environment = environment
-        self.pace = pace
+        self.machine = machine
         self._tasks: list[Task] = []
         self._shared: dict[tuple[str, ...], Task] = {}
         self._saes: dict[str, tuple[Task, Product]] = {}
@@ -86,7 +86,6 @@ class _Planner:
         )
 
     def _add(self, task: Task) -> Task:
-        task = replace(task, estimate=replace(task.estimate, seconds=self.pace * task.estimate.seconds))
         self._tasks.append(task)
         return task
 
@@ -136,7 +135,16 @@ class _Planner:
                 rows = cell.training.evaluation_rows
                 needs = (self._activations(cell.backbone, cell.site, "evaluation", rows),)
             label = f"load | {cell.backbone.name} | {cell.site} | {cell.architecture.name}"
-            return Task("load", label, (product,), needs, (cell,), cell.backbone, cell.site, estimate=load_cost(cell))
+            return Task(
+                "load",
+                label,
+                (product,),
+                needs,
+                (cell,),
+                cell.backbone,
+                cell.site,
+                estimate=load_cost(cell, self.machine),
+            )
 
         return self._once(make, "load", cell.cell_id)
 
@@ -154,7 +162,7 @@ class _Planner:
         names = ", ".join(sorted({cell.architecture.name for cell in group}))
         label = f"train | {first.backbone.name} | {first.site} | {names} | s{first.seed} | {len(group)} SAEs"
         label += " | streamed" if streamed else ""
-        estimate = train_cost(group, description, not description.regenerates and not streamed)
+        estimate = train_cost(group, description, not description.regenerates and not streamed, self.machine)
         made = tuple(products)
         task = self._add(Task("train", label, made, tuple(needs), group, first.backbone, first.site, estimate=estimate))
         self._saes.update({cell.cell_id: (task, product) for cell, product in zip(group, made, strict=True)})

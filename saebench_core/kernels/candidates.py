@@ -110,8 +110,9 @@ class Screened:
         rows = _beside(centred, torch.ones_like(centred[:, 0], dtype=dtype), latents.shape[1])
         exact = rows[:, :d_in].float()
         norms, rest = exact.norm(dim=1), (centred - exact).norm(dim=1)
-        sums = 4 * (d_in + 2) * 2.0**-24 * (norms * largest + bias.abs().amax())
-        margins = rest * largest + norms * cut_off + sums + (bias - padded[:d_sae].float()).abs().amax()
+        finite = torch.where(bias.isfinite(), bias, 0.0)  # others come out as they are
+        sums = 4 * (d_in + 2) * 2.0**-24 * (norms * largest + finite.abs().amax())
+        margins = rest * largest + norms * cut_off + sums + (finite - finite.to(dtype).float()).abs().amax()
         return cls(rows, latents, None if latents.shape[1] > d_in else padded, margins[:, None], _HALF_ULP[screen])
 
     def parts(self) -> Iterator[Part]:
@@ -191,8 +192,8 @@ class Screened:
 def _shortened(latents: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the vectors in the bias' format, padded to its length, their largest norm, and that of what was cut off.
 
-    Those that are cut short have their bias behind them: a product that begins with a copy of it takes half as long
-    again.
+    Those that are cut short have their bias behind them: a product that begins with a copy of it takes up to half as
+    long again.
     """
     dtype, padded, (d_sae, d_in) = bias.dtype, bias.shape[0], latents.shape
     if dtype == latents.dtype and padded == d_sae:

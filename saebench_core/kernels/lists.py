@@ -26,7 +26,7 @@ def places(mask: Bool[Tensor, ...]) -> Int[Tensor, " places"]:
 
 
 def kth_largest(table: Float[Tensor, "*rows width"], k: int) -> Float[Tensor, "*rows"]:
-    """Return the k-th largest number of each row, of which none is NaN."""
+    """Return the k-th largest number of each row, of which none is NaN and there are k at least."""
     if table.device.type == "cpu":
         place = table.shape[-1] - k
         return torch.from_numpy(np.partition(table.numpy(), place, axis=-1)[..., place].copy())
@@ -43,7 +43,7 @@ def divided(numbers: Int[Tensor, " entries"], by: int) -> tuple[Int[Tensor, " en
 
 
 def order(numbers: Int[Tensor, " entries"], count: int) -> Int[Tensor, " entries"]:
-    """Return the stable order of numbers from 0 to ``count - 1``."""
+    """Return the stable order of numbers, all of them from 0 to ``count - 1``."""
     if numbers.device.type == "cpu" and count <= _COUNTED:
         return torch.from_numpy(np.argsort(numbers.numpy().astype(np.uint16), kind="stable"))
     return torch.sort(numbers.int(), stable=True).indices

@@ -118,6 +118,31 @@ def test_row_topk_of_wide_rows_equals_an_exact_sort(way, k, kind):
     check_values(found, pre)
 
 
+@ways
+@pytest.mark.usefixtures("sparse")
+@pytest.mark.parametrize("d_sae", [40, 64])
+def test_latents_that_never_fire_for_their_bias_or_threshold_take_no_other_along(way, d_sae):
+    x, weight, bias = normal(30, 7), normal(d_sae, 7, seed=1).T, normal(d_sae, seed=2)
+    off, never = torch.zeros(d_sae, dtype=torch.bool), float("-inf")
+    off[[3, d_sae - 1]] = True
+    shut, others = torch.where(off, never, bias), (~off).nonzero()[:, 0]
+    found, wanted = (
+        [made.row_topk(5), made.batch_topk(90), made.above(0.5)]
+        for made in (
+            PreActivations(x, weight, shut, **WAYS[way]),
+            PreActivations(x, weight.T[others].T, bias[others], **WAYS[way]),
+        )
+    )
+    for one, other in zip(found, wanted, strict=True):
+        assert other.pre.numel() > 60
+        assert torch.equal(kept_mask(one)[:, others], kept_mask(other))
+        values, expected = (each.selection.scatter(each.pre) for each in (one, other))
+        assert torch.allclose(values[:, others], expected, rtol=1e-5)
+    threshold = torch.where(off, -never, 0.5)
+    each = PreActivations(x, weight, bias, **WAYS[way]).above(threshold)
+    assert torch.equal(kept_mask(each), kept_mask(found[2]))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_maxima_of_bits_are_those_of_numbers_where_there_is_one_above_zero(dtype):
     values = (normal(50, 96) - 1).to(dtype)

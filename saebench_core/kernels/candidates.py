@@ -30,6 +30,7 @@ _GROUPS: Final = (64, 32, 16, 8, 4, 2, 1)
 _FINEST: Final = 16
 """Latents in a group whose largest value is kept; divides the padded number of latents."""
 _STRIDE: Final = 32
+"""Inputs that a product in bf16 takes at a time."""
 _SAMPLE_ROWS: Final = 128
 _CAST_ROWS: Final = 1024
 

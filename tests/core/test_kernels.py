@@ -32,7 +32,7 @@ def selected(x, centre, weight, bias, selection):
     return Selected(selection, ((x - centre) @ weight + bias).detach()[selection.rows, selection.cols])
 
 
-def close(found, wanted):
+def assert_close(found, wanted):
     assert found.shape == wanted.shape
     error = (found.double() - wanted).abs().max() if wanted.numel() else torch.tensor(0.0)
     scale = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
@@ -57,9 +57,9 @@ def test_encode_at_equals_a_dense_product(path, size, density, seed):
     dense = [tensor.double().requires_grad_() for tensor in inputs]
     wanted = ((x.double() - dense[0]) @ dense[1] + dense[2])[selection.rows, selection.cols]
     wanted.backward(upstream.double())
-    close(found.detach(), wanted.detach())
+    assert_close(found.detach(), wanted.detach())
     for mine, other in zip(ours, dense, strict=True):
-        close(mine.grad, other.grad)
+        assert_close(mine.grad, other.grad)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -80,9 +80,9 @@ def test_decode_equals_a_dense_product(path, size, density, seed):
     codes = torch.zeros(rows, d_sae, dtype=torch.float64).index_put((selection.rows, selection.cols), dense[0])
     wanted = codes @ dense[1]
     wanted.backward(upstream.double())
-    close(found.detach(), wanted.detach())
+    assert_close(found.detach(), wanted.detach())
     for mine, other in zip(ours, dense, strict=True):
-        close(mine.grad, other.grad)
+        assert_close(mine.grad, other.grad)
 
 
 @pytest.mark.parametrize("path", PATHS)

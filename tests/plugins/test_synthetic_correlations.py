@@ -37,7 +37,7 @@ def test_each_feature_fires_as_often_as_its_probability_says(correlation):
 def test_pairs_fire_together_as_often_as_two_normals_are_above_their_thresholds(correlation):
     backbone = make(correlation=correlation)
     fired = (backbone.codes("train", 0, ROWS).to_dense() > 0).double()
-    p, rho = backbone.probabilities().double(), backbone._dependence.correlation().double()
+    p, rho = backbone.probabilities().double(), backbone._drawing.law.correlation().double()
     independent = 0
     for first, second in [(0, 1), (0, 5), (3, 8), (10, 11), (2, 9)]:
         limits = [stats.norm.ppf(float(p[one])) for one in (first, second)]

@@ -62,7 +62,7 @@ def test_synth_sae_benchs_forest_has_10880_features():
 def test_children_need_their_parents_and_rivals_never_meet(compensate, exclusive):
     backbone = make(TREES | {"compensate": compensate, "exclusive": exclusive})
     fired = codes_of(backbone) > 0
-    parents = backbone._forest.parents
+    parents = backbone.parents()
     for child in range(2, 26):
         assert not bool((fired[:, child] & ~fired[:, parents[child]]).any())
     together = max(int(fired[:, family].sum(1).max()) for family in (slice(2, 5), slice(5, 8), slice(8, 11)))
@@ -98,6 +98,44 @@ def test_the_share_that_stays_by_counting():
         )
         expected.append(0.8 * float(drawn[one]) * mean)
     assert forest.marginals(drawn).tolist() == pytest.approx([0.8, *expected], rel=1e-12)
+
+
+WEAK = {"type": "rectified_normal", "first_mean": 0.6, "last_mean": 0.4, "std_mean": 0.5, "std_spread": 0.0}
+
+
+def drawn_everywhere(backbone, seed):
+    """Draw every feature in every row, then take away what must not fire: the law as SynthSAEBench states it."""
+    draw, rng = backbone._drawing, generator(seed)
+    forest, law, count = draw.forest, draw.law, draw.probabilities.numel()
+    g = torch.randn(ROWS, law.factor.shape[1], generator=rng) @ law.factor.T
+    g += law.own * torch.randn(ROWS, count, generator=rng)
+    values = torch.relu(draw.magnitudes.mean + draw.magnitudes.std * torch.randn(ROWS, count, generator=rng))
+    fired = (g > -torch.special.ndtri(draw.probabilities).float()) & (values > 0)
+    for first, last in forest.levels[1:]:
+        for child in range(first, last):
+            fired[:, child] &= fired[:, forest.parents[child]]
+        for parent in forest.parents[first:last].unique().tolist():
+            family = (forest.parents == parent).nonzero()[:, 0]
+            if forest.exclusive[parent]:
+                lot = torch.rand(ROWS, family.numel(), generator=rng).where(fired[:, family], -1.0)
+                fired[:, family] &= lot == lot.amax(dim=1, keepdim=True)
+    return fired.double()
+
+
+@pytest.mark.parametrize("compensate", [True, False])
+def test_what_is_drawn_below_parents_alone_fires_as_if_all_had_been_drawn(compensate):
+    """The other way is slow: most of what it draws has no parent in its row."""
+    backbone = make(
+        TREES | {"compensate": compensate, "exclusive": 0.5},
+        correlation={"type": "low_rank", "rank": 2, "scale": 0.5},
+        magnitude=WEAK,
+    )
+    ours, slow = (codes_of(backbone) > 0).double(), drawn_everywhere(backbone, 0)
+    pairs = [(one.T @ one) / ROWS for one in (ours, slow)]  # the diagonal has the features themselves
+    error = ((pairs[0] + pairs[1]) / ROWS).sqrt()
+    assert bool(((pairs[0] - pairs[1]).abs() < 5 * error + 1e-6).all())
+    told = backbone.probabilities().double()
+    assert not bool(((pairs[1].diagonal() - told).abs() < 5 * (told / ROWS).sqrt()).all()), "the causes matter here"
 
 
 def test_children_are_scaled_by_their_parents():

@@ -80,7 +80,7 @@ def test_magnitudes_are_rectified_normals():
     backbone = make(magnitude=NORMAL, probability={"type": "constant", "p": 0.3})
     codes = backbone.codes("train", 0, ROWS)
     assert float(codes.values.min()) > 0
-    strength = backbone._strength
+    strength = backbone._drawing.magnitudes
     assert strength.mean.tolist() == pytest.approx(torch.linspace(5, 4, 40).tolist())
     for feature in (0, 17, 39):
         values = codes.values[codes.selection.cols == feature].double()

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, final
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Generator, Tensor
 
 from saebench_core import Model
-from saebench_plugins.backbones._firing import Fired
+from saebench_plugins.backbones._firing import Fired, Law
 
 _CHUNK = 256
 _LEAST_OWN = 0.01
 
 
+@final
 @dataclass(frozen=True)
-class Dependence:
+class Dependence(Law):
     """``g = factor z + own e`` with standard normal z and e; a feature fires where ``g`` is above its threshold.
 
     Attributes:
@@ -29,24 +31,48 @@ class Dependence:
     factor: Float[Tensor, "n_features rank"]
     own: Float[Tensor, " n_features"]
 
-    def fire(self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator) -> Fired:
+    def of(self, features: Int[Tensor, " some"]) -> Dependence:
+        """Return the dependence of some of the features."""
+        return Dependence(self.factor[features], self.own[features])
+
+    def everywhere(
+        self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator
+    ) -> tuple[Fired, Float[Tensor, "rows rank"]]:
         """Draw rows; marginally each feature is a Bernoulli of its probability."""
-        thresholds = -torch.special.ndtri(probabilities).float()
+        thresholds = _thresholds(probabilities)
         count, rank = self.factor.shape
-        counts, cols = [], []
+        bounds, cols, causes = [np.zeros(1, dtype=np.int64)], [], []
         for start in range(0, rows, _CHUNK):
             part = min(_CHUNK, rows - start)
-            shared = torch.randn(part, rank, generator=generator, device="cpu") @ self.factor.T
+            causes.append(torch.randn(part, rank, generator=generator, device="cpu"))
             alone = torch.randn(part, count, generator=generator, device="cpu")
-            above = torch.addcmul(shared, alone, self.own) > thresholds
-            counts.append(above.sum(dim=1))
-            cols.append(above.nonzero()[:, 1])
-        before = torch.zeros(1, dtype=torch.int64, device="cpu")
-        return Fired(torch.cat([before, torch.cat(counts).cumsum(0)]), torch.cat(cols))
+            above = torch.addcmul(causes[-1] @ self.factor.T, alone, self.own) > thresholds
+            places, ends = np.flatnonzero(above.numpy()), count * np.arange(1, part + 1)
+            bounds.append(np.searchsorted(places, ends) + bounds[-1][-1])
+            cols.append(places % count)
+        fired = Fired(torch.from_numpy(np.concatenate(bounds)), torch.from_numpy(np.concatenate(cols)))
+        return fired, torch.cat(causes)
+
+    def at(
+        self,
+        probabilities: Float[Tensor, " n_features"],
+        causes: Float[Tensor, "entries rank"],
+        cols: Int[Tensor, " entries"],
+        generator: Generator,
+    ) -> Bool[Tensor, " entries"]:
+        """Draw what is each feature's own."""
+        alone = torch.randn(cols.shape, generator=generator, device="cpu")
+        shared = torch.linalg.vecdot(causes, self.factor[cols])
+        return torch.addcmul(shared, alone, self.own[cols]) > _thresholds(probabilities[cols])
 
     def correlation(self) -> Float[Tensor, "n_features n_features"]:
         """Return the correlation of the underlying normals."""
         return self.factor @ self.factor.T + torch.diag(self.own.square())
+
+
+def _thresholds(probabilities: Float[Tensor, " some"]) -> Float[Tensor, " some"]:
+    reached: Tensor = -torch.special.ndtri(probabilities).float()
+    return reached
 
 
 class LowRankCorrelation(Model):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -23,6 +24,56 @@ class Fired(NamedTuple):
 
     bounds: Int[Tensor, " bounds"]
     cols: Int[Tensor, " entries"]
+
+
+class Law(ABC):
+    """How features fire beside each other: each as often as its probability says."""
+
+    @abstractmethod
+    def of(self, features: Int[Tensor, " some"]) -> Law:
+        """Return the law of some of the features."""
+
+    @abstractmethod
+    def everywhere(
+        self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator
+    ) -> tuple[Fired, Float[Tensor, "rows causes"]]:
+        """Draw all features in new rows, and what they share there."""
+
+    @abstractmethod
+    def at(
+        self,
+        probabilities: Float[Tensor, " n_features"],
+        causes: Float[Tensor, "entries causes"],
+        cols: Int[Tensor, " entries"],
+        generator: Generator,
+    ) -> Bool[Tensor, " entries"]:
+        """Draw single features, each in a row with these causes."""
+
+
+@final
+class Independence(Law):
+    """Features share nothing."""
+
+    def of(self, features: Int[Tensor, " some"]) -> Law:
+        """Return itself."""
+        return self
+
+    def everywhere(
+        self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator
+    ) -> tuple[Fired, Float[Tensor, "rows causes"]]:
+        """Draw only what fires."""
+        return fire_independently(probabilities, rows, generator), torch.empty(rows, 0, device="cpu")
+
+    def at(
+        self,
+        probabilities: Float[Tensor, " n_features"],
+        causes: Float[Tensor, "entries causes"],
+        cols: Int[Tensor, " entries"],
+        generator: Generator,
+    ) -> Bool[Tensor, " entries"]:
+        """Throw a coin for each."""
+        uniform = torch.rand(cols.shape, generator=generator, dtype=torch.float64, device="cpu")
+        return uniform < probabilities[cols]
 
 
 def fire_independently(probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator) -> Fired:
@@ -63,11 +114,10 @@ def _merged(
     generator: Generator,
 ) -> Fired:
     """Add the features that fire often to those that do not, rows and features ascending."""
-    numbers = often.nonzero()[:, 0]
+    count, numbers = probabilities.numel(), often.nonzero()[:, 0]
     uniform = torch.rand(rows, numbers.numel(), generator=generator, dtype=torch.float64, device="cpu")
-    at, which = (uniform < probabilities[numbers]).nonzero(as_tuple=True)
-    row = torch.cat([torch.arange(rows, device="cpu").repeat_interleave(rare.bounds.diff()), at])
-    col = torch.cat([rare.cols, numbers[which]])
-    order = (row * probabilities.numel() + col).argsort()
-    counts = torch.bincount(row, minlength=rows)
-    return Fired(torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), counts.cumsum(0)]), col[order])
+    row, which = np.divmod(np.flatnonzero(uniform < probabilities[numbers]), numbers.numel())
+    keys = np.repeat(np.arange(rows) * count, rare.bounds.diff()) + rare.cols.numpy()
+    keys = np.concatenate([keys, row * count + numbers.numpy()[which]])
+    keys.sort(kind="stable")  # two lists in order, which it sees and joins
+    return Fired(torch.from_numpy(np.searchsorted(keys, np.arange(rows + 1) * count)), torch.from_numpy(keys % count))

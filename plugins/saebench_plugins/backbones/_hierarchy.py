@@ -58,7 +58,7 @@ class Hierarchy(Model):
         chosen = torch.randperm(inner, generator=generator, device="cpu")[: int(inner * self.exclusive)]
         exclusive = torch.zeros(count, dtype=torch.bool, device="cpu")
         exclusive[chosen] = True
-        return Forest(self.parents(count), self.levels(), exclusive)
+        return Forest(self.parents(count), self.levels(), exclusive, self.scale_by_parent)
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,13 @@ class Forest:
         parents: of every feature, -1 for those that have none.
         levels: first feature of each level, and the one after its last; children of one parent lie together.
         exclusive: whether of a feature's children at most one fires.
+        scale_by_parent: whether children are multiplied by their parent's value over its mean.
     """
 
     parents: Int[Tensor, " n_features"]
     levels: tuple[tuple[int, int], ...]
     exclusive: Bool[Tensor, " n_features"]
+    scale_by_parent: bool
 
     def _families(self) -> list[tuple[int, slice]]:
         """Return every parent with its children, from the roots on."""
@@ -114,36 +116,15 @@ class Forest:
             found[children] = found[parent] * kept
         return found
 
-    def prune(
-        self, rows: Int[Tensor, " entries"], cols: Int[Tensor, " entries"], priority: Float[Tensor, " entries"]
-    ) -> tuple[Bool[Tensor, " entries"], Int[Tensor, " entries"]]:
-        """Say which entries stay, and where each one's parent is among the entries (-1: it has none).
+    def without_parent(self) -> Int[Tensor, " some"]:
+        """Return the features that need no other one, ascending: the roots, and what stands in no tree."""
+        return (self.parents < 0).nonzero()[:, 0]
 
-        Args:
-            rows: row of each entry, ascending.
-            cols: its feature, ascending in a row.
-            priority: of exclusive siblings that fire together the one with the largest stays.
-        """
-        count = self.parents.numel()
-        keys = rows * count + cols
-        active = torch.ones_like(cols, dtype=torch.bool)
-        above = torch.full_like(cols, -1)
-        for first, last in self.levels[1:]:
-            here = ((cols >= first) & (cols < last)).nonzero()[:, 0]
-            if here.numel() == 0:
-                continue
-            parents = self.parents[cols[here]]
-            wanted = rows[here] * count + parents
-            place = torch.searchsorted(keys, wanted).clamp(max=keys.numel() - 1)
-            alive = (keys[place] == wanted) & active[place]
-            above[here] = torch.where(alive, place, -1)
-            active[here] = alive
-            rivals = here[alive & self.exclusive[parents]]
-            family = torch.unique_consecutive(rows[rivals] * count + self.parents[cols[rivals]], return_inverse=True)
-            best = torch.zeros(family[0].numel(), dtype=priority.dtype, device="cpu")
-            best.scatter_reduce_(0, family[1], priority[rivals], "amax")
-            active[rivals] = priority[rivals] == best[family[1]]
-        return active, above
+    def children(self, level: int, parents: Int[Tensor, " some"]) -> Int[Tensor, "some branching"]:
+        """Return the children, on a level, of features on the level above."""
+        (before, _), (first, last) = self.levels[level - 1 : level + 1]
+        branching = (last - first) // (first - before)
+        return first + (parents[:, None] - before) * branching + torch.arange(branching, device="cpu")
 
 
 def _stays(drawn: Float[Tensor, " siblings"]) -> Float[Tensor, " siblings"]:

@@ -2,18 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Generator, Tensor
 
 from saebench_core import Model
 
 
-class Strength(NamedTuple):
-    """Each feature's own numbers.
+class Magnitudes(ABC):
+    """How strongly features fire where they do."""
+
+    @abstractmethod
+    def of(self, cols: Int[Tensor, "*entries"], normal: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+        """Turn standard normal values of these features into magnitudes; what becomes zero does not fire."""
+
+    @abstractmethod
+    def means(self, cols: Int[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+        """Return the usual magnitudes of these features."""
+
+    @abstractmethod
+    def positive(self) -> Float[Tensor, " n_features"] | float:
+        """Return how often each feature's magnitude is above zero."""
+
+
+@final
+@dataclass(frozen=True)
+class LogNormal(Magnitudes):
+    """``exp(sigma z)``.
+
+    Attributes:
+        sigma: the same for all features.
+    """
+
+    sigma: float
+
+    def of(self, cols: Int[Tensor, "*entries"], normal: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+        """Turn normal values into log-normal ones."""
+        return torch.exp(self.sigma * normal)
+
+    def means(self, cols: Int[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+        """Return ``exp(sigma^2 / 2)``."""
+        return torch.full(cols.shape, math.exp(self.sigma**2 / 2), device="cpu")
+
+    def positive(self) -> Float[Tensor, " n_features"] | float:
+        """Return 1: always."""
+        return 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Strength(Magnitudes):
+    """Normals cut at zero, each feature with its own numbers.
 
     Attributes:
         mean: of the normal.
@@ -22,6 +67,19 @@ class Strength(NamedTuple):
 
     mean: Float[Tensor, " n_features"]
     std: Float[Tensor, " n_features"]
+
+    def of(self, cols: Int[Tensor, "*entries"], normal: Float[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+        """Shift, stretch and cut."""
+        return torch.relu(torch.take(self.mean, cols) + torch.take(self.std, cols) * normal)
+
+    def means(self, cols: Int[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
+        """Return the means of the normals."""
+        return torch.take(self.mean, cols)
+
+    def positive(self) -> Float[Tensor, " n_features"] | float:
+        """Return the normals' probability of being above zero."""
+        share: Tensor = torch.special.ndtr(self.mean.double() / self.std.double())
+        return share
 
 
 class RectifiedNormal(Model):

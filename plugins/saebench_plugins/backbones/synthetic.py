@@ -6,9 +6,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -28,15 +27,13 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
-from saebench_plugins.backbones._correlations import Correlation, Dependence
+from saebench_plugins.backbones._blocks import BLOCK, Block, Drawing
+from saebench_plugins.backbones._correlations import Correlation
 from saebench_plugins.backbones._directions import Orthogonalisation, pushed_apart, random_directions
-from saebench_plugins.backbones._firing import fire_independently
+from saebench_plugins.backbones._firing import Independence, Law
 from saebench_plugins.backbones._frequencies import LogUniformProbability, Probability
-from saebench_plugins.backbones._hierarchy import Forest, Hierarchy
-from saebench_plugins.backbones._magnitudes import RectifiedNormal, Strength
-
-_BLOCK = 4096
-"""Rows of a block: drawn together from one generator, so that rows do not depend on how they are cut."""
+from saebench_plugins.backbones._hierarchy import Hierarchy
+from saebench_plugins.backbones._magnitudes import LogNormal, Magnitudes, RectifiedNormal
 
 
 class SyntheticConfig(BackboneConfig):
@@ -70,20 +67,6 @@ class SyntheticConfig(BackboneConfig):
         return self
 
 
-class _Block(NamedTuple):
-    """Active entries of a block, row by row.
-
-    Attributes:
-        bounds: where each row's entries begin, and where the last end.
-        cols: their features, ascending in a row.
-        values: their magnitudes.
-    """
-
-    bounds: Int[Tensor, " bounds"]
-    cols: Int[Tensor, " entries"]
-    values: Float[Tensor, " entries"]
-
-
 class Synthetic(Backbone):
     """Draws rows in fixed blocks; exposes features, probabilities and codes."""
 
@@ -93,11 +76,8 @@ class Synthetic(Backbone):
         self.config = config
         self._device = torch.device("cpu")
         self._features: Tensor | None = None
-        self._probabilities: Tensor | None = None
-        self._strength: Strength | None = None
-        self._dependence: Dependence | None = None
-        self._forest: Forest | None = None
-        self._marginals: Tensor | None = None
+        self._drawing: Drawing | None = None
+        self._rates: Tensor | None = None
         self._bias: Tensor | None = None
 
     def describe(self) -> BackboneDescription:
@@ -105,13 +85,17 @@ class Synthetic(Backbone):
         config = self.config
         expected = config.probability.expected_sum(config.n_features)
         known = config.hierarchy is None and config.magnitude is None  # else they fire less often than drawn
-        dense = config.n_features if config.correlation is not None else 0
+        trees, dense = config.hierarchy, config.n_features if config.correlation is not None else 0
+        seconds = 1e-7 + 1e-8 * expected * (1 + config.d_in / 100)
+        if trees is not None:
+            seconds += 1e-7 * expected * trees.branching
+            dense = max(0, dense - trees.size + trees.roots)  # children are drawn where their parents fire
         return BackboneDescription(
             modality="synthetic",
             sites={self.site: config.d_in},
             regenerates=True,
-            memory_bytes=8 * config.n_features * config.d_in + 64 * _BLOCK * config.d_in + 4096 * dense,
-            seconds_per_row=1e-7 + 1e-8 * expected * (1 + config.d_in / 100) + 5e-9 * dense,
+            memory_bytes=8 * config.n_features * config.d_in + 64 * BLOCK * config.d_in + 4096 * dense,
+            seconds_per_row=seconds + 1.2e-8 * dense,
             facts={"n_features": config.n_features} | ({"expected_l0": round(expected, 3)} if known else {}),
         )
 
@@ -122,24 +106,26 @@ class Synthetic(Backbone):
         count = config.n_features
         features = random_directions(count, config.d_in, self._generator("features"))
         self._features = features if config.orthogonalise is None else pushed_apart(features, config.orthogonalise)
-        self._probabilities = config.probability.draw(count, self._generator("probabilities"))
-        if config.hierarchy is not None:
-            self._forest = config.hierarchy.grow(count, self._generator("hierarchy"))
-            if config.hierarchy.compensate:
-                self._probabilities = self._forest.compensated(self._probabilities)
-        if config.correlation is not None:
-            self._dependence = config.correlation.draw(count, self._generator("correlation"))
-        if config.magnitude is not None:
-            self._strength = config.magnitude.strength(count, self._generator("magnitudes"))
-        self._marginals = self._firing_rates(self._probabilities)
+        self._drawing = self._drawn(count)
+        self._rates = self._drawing.rates()
         if config.bias_norm > 0:
             self._bias = config.bias_norm * random_directions(1, config.d_in, self._generator("bias"))[0]
 
-    def _firing_rates(self, drawn: Tensor) -> Tensor:
-        """Return how often features fire: what is rectified away, or has no parent, does not."""
-        if self._strength is not None:
-            drawn = drawn * torch.special.ndtr(self._strength.mean.double() / self._strength.std.double())
-        return drawn if self._forest is None else self._forest.marginals(drawn)
+    def _drawn(self, count: int) -> Drawing:
+        """Draw what is drawn once: probabilities, who needs whom, what is shared, strengths."""
+        config, forest = self.config, None
+        law: Law = Independence()
+        magnitudes: Magnitudes = LogNormal(config.lognormal_sigma)
+        probabilities = config.probability.draw(count, self._generator("probabilities"))
+        if config.hierarchy is not None:
+            forest = config.hierarchy.grow(count, self._generator("hierarchy"))
+            if config.hierarchy.compensate:
+                probabilities = forest.compensated(probabilities)
+        if config.correlation is not None:
+            law = config.correlation.draw(count, self._generator("correlation"))
+        if config.magnitude is not None:
+            magnitudes = config.magnitude.strength(count, self._generator("magnitudes"))
+        return Drawing(probabilities, law, magnitudes, forest)
 
     def _generator(self, *roles: str | int) -> torch.Generator:
         return named_generator(self.config.seed, "synthetic", *roles)
@@ -160,9 +146,9 @@ class Synthetic(Backbone):
         Raises:
             RuntimeError: before `prepare`.
         """
-        if self._marginals is None:
+        if self._rates is None:
             raise RuntimeError("the synthetic backbone is not prepared")
-        return self._marginals.to(self._device, torch.float32)
+        return self._rates.to(self._device, torch.float32)
 
     def parents(self) -> Int[Tensor, " n_features"]:
         """Return the feature that each one needs to fire, -1 for none."""
@@ -175,46 +161,10 @@ class Synthetic(Backbone):
         """Rows never end."""
         return None
 
-    def _block(self, split: Split, index: int) -> _Block:
-        """Draw a block: which features fire in which rows, then how strongly."""
-        if self._probabilities is None:
+    def _block(self, split: Split, index: int) -> Block:
+        if self._drawing is None:
             raise RuntimeError("the synthetic backbone is not prepared")
-        generator = self._generator(split, index)
-        if self._dependence is None:
-            fired = fire_independently(self._probabilities, _BLOCK, generator)
-        else:
-            fired = self._dependence.fire(self._probabilities, _BLOCK, generator)
-        normal = torch.randn(fired.cols.numel(), generator=generator, device="cpu")
-        block = self._with_magnitudes(_Block(fired.bounds, fired.cols, normal))
-        return block if self._forest is None else self._pruned(block, self._forest, generator)
-
-    def _pruned(self, block: _Block, forest: Forest, generator: torch.Generator) -> _Block:
-        """Leave out what has no parent in its row, and all but one of exclusive siblings."""
-        rows = torch.arange(_BLOCK, device="cpu").repeat_interleave(block.bounds.diff())
-        priority = torch.rand(block.cols.numel(), generator=generator, dtype=torch.float64, device="cpu")
-        active, above = forest.prune(rows, block.cols, priority)
-        values = block.values
-        if self.config.hierarchy is not None and self.config.hierarchy.scale_by_parent:
-            values = self._scaled(block, forest, above)
-        return _kept(block._replace(values=values), active)
-
-    def _scaled(self, block: _Block, forest: Forest, above: Tensor) -> Tensor:
-        """Multiply entries by their parent's value over its mean, from the roots on."""
-        values = block.values.clone()
-        mean = self._strength.mean if self._strength is not None else None
-        usual = math.exp(self.config.lognormal_sigma**2 / 2)
-        for first, last in forest.levels[1:]:
-            here = ((block.cols >= first) & (block.cols < last) & (above >= 0)).nonzero()[:, 0]
-            parents = block.cols[above[here]]
-            values[here] *= values[above[here]] / (mean[parents] if mean is not None else usual)
-        return values
-
-    def _with_magnitudes(self, drawn: _Block) -> _Block:
-        """Turn standard normal values into magnitudes; entries that come out as zero are left out."""
-        if self._strength is None:
-            return drawn._replace(values=torch.exp(self.config.lognormal_sigma * drawn.values))
-        values = torch.relu(self._strength.mean[drawn.cols] + self._strength.std[drawn.cols] * drawn.values)
-        return _kept(drawn._replace(values=values), values > 0)
+        return self._drawing.block(self._generator(split, index))
 
     def _codes(self, split: Split, index: int, first: int, last: int) -> Codes:
         block = self._block(split, index)
@@ -257,22 +207,17 @@ class Synthetic(Backbone):
             x = x + self._bias
         if self.config.noise > 0:
             generator = self._generator("noise", split, index)
-            drawn = torch.randn(_BLOCK, self.config.d_in, generator=generator, device="cpu")
+            drawn = torch.randn(BLOCK, self.config.d_in, generator=generator, device="cpu")
             x = x + self.config.noise * drawn[first:last]
         return x
-
-
-def _kept(block: _Block, active: Tensor) -> _Block:
-    before = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), active.cumsum(0)])
-    return _Block(before[block.bounds], block.cols[active], block.values[active])
 
 
 def _cuts(start: int, rows: int) -> Iterator[tuple[int, int, int]]:
     """Yield (block, first row in it, row after the last) that cover ``rows`` rows from ``start``."""
     position, stop = start, start + rows
     while position < stop:
-        index, first = divmod(position, _BLOCK)
-        last = min(_BLOCK, first + stop - position)
+        index, first = divmod(position, BLOCK)
+        last = min(BLOCK, first + stop - position)
         yield index, first, last
         position += last - first
 

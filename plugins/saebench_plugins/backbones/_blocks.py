@@ -1,0 +1,118 @@
+"""Blocks of rows of a synthetic world: which features fire in which rows, and how strongly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from saebench_plugins.backbones._firing import Law
+from saebench_plugins.backbones._hierarchy import Forest
+from saebench_plugins.backbones._magnitudes import Magnitudes
+
+BLOCK = 4096
+"""Rows of a block: drawn together from one generator, so that rows do not depend on how they are cut."""
+
+
+class Block(NamedTuple):
+    """Active entries of a block, row by row.
+
+    Attributes:
+        bounds: where each row's entries begin, and where the last end.
+        cols: their features, ascending in a row.
+        values: their magnitudes.
+    """
+
+    bounds: Int[Tensor, " bounds"]
+    cols: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"]
+
+
+class _Entries(NamedTuple):
+    rows: Int[Tensor, " entries"]
+    cols: Int[Tensor, " entries"]
+    values: Float[Tensor, " entries"]
+
+    def at(self, which: Tensor) -> _Entries:
+        return _Entries(self.rows[which], self.cols[which], self.values[which])
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """How blocks are drawn.
+
+    Attributes:
+        probabilities: to draw features with, where their parents fire.
+        law: how features fire beside each other.
+        magnitudes: how strongly they do.
+        forest: which features need which.
+    """
+
+    probabilities: Float[Tensor, " n_features"]
+    law: Law
+    magnitudes: Magnitudes
+    forest: Forest | None
+
+    def rates(self) -> Float[Tensor, " n_features"]:
+        """Return how often features fire, in a forest as if the law were independence."""
+        drawn = self.probabilities * self.magnitudes.positive()
+        return drawn if self.forest is None else self.forest.marginals(drawn)
+
+    def block(self, generator: Generator) -> Block:
+        """Draw a block: what needs no parent, then, level by level, children of what fires."""
+        if self.forest is None:
+            fired, _ = self.law.everywhere(self.probabilities, BLOCK, generator)
+            return self._strong(Block(fired.bounds, fired.cols, _normal(fired.cols, generator)))
+        first = self.forest.without_parent()
+        fired, causes = self.law.of(first).everywhere(self.probabilities[first], BLOCK, generator)
+        cols = first[fired.cols]
+        block = self._strong(Block(fired.bounds, cols, _normal(cols, generator)))
+        rows = torch.arange(BLOCK, device="cpu").repeat_interleave(block.bounds.diff())
+        levels = [_Entries(rows, block.cols, block.values)]
+        above = levels[0].at(block.cols < self.forest.levels[0][1])
+        for level in range(1, len(self.forest.levels)):
+            above = self._children(self.forest, level, above, causes, generator)
+            levels.append(above)
+        return _joined(levels, self.probabilities.numel())
+
+    def _strong(self, drawn: Block) -> Block:
+        """Turn standard normal values into magnitudes; entries that come out as zero are left out."""
+        values = self.magnitudes.of(drawn.cols, drawn.values)
+        fires = values > 0
+        if bool(fires.all()):
+            return drawn._replace(values=values)
+        which = fires.nonzero()[:, 0]
+        return Block(torch.searchsorted(which, drawn.bounds), drawn.cols[which], values[which])
+
+    def _children(
+        self, forest: Forest, level: int, above: _Entries, causes: Float[Tensor, "rows causes"], generator: Generator
+    ) -> _Entries:
+        """Draw the children of entries; of exclusive ones that fire together any stays."""
+        cols = forest.children(level, above.cols)
+        rows = above.rows[:, None].expand(cols.shape)
+        fires = self.law.at(self.probabilities, causes[rows.flatten()], cols.flatten(), generator).view(cols.shape)
+        values = self.magnitudes.of(cols, _normal(cols, generator))
+        fires &= values > 0
+        lot = torch.rand(cols.shape, generator=generator, dtype=torch.float64, device="cpu").where(fires, -1.0)
+        if cols.numel():
+            fires &= ~forest.exclusive[above.cols, None] | (lot == lot.amax(dim=1, keepdim=True))
+        if forest.scale_by_parent:
+            values = values * (above.values / self.magnitudes.means(above.cols))[:, None]
+        return _Entries(rows[fires], cols[fires], values[fires])
+
+
+def _normal(like: Tensor, generator: Generator) -> Float[Tensor, "*entries"]:
+    return torch.randn(like.shape, generator=generator, device="cpu")
+
+
+def _joined(parts: list[_Entries], count: int) -> Block:
+    """Return entries of all levels, rows and features ascending."""
+    rows, cols, values = (torch.cat(column) for column in zip(*parts, strict=True))
+    order = (rows * count + cols).argsort()
+    bounds = torch.zeros(BLOCK + 1, dtype=torch.int64, device="cpu")
+    torch.cumsum(torch.bincount(rows, minlength=BLOCK), 0, out=bounds[1:])
+    return Block(bounds, cols[order], values[order])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from saebench_core import BackboneConfig
 from saebench_core.cli import app
 from saebench_core.interfaces.architecture import ArchitectureSpec, Shape
 from saebench_core.registry.model import RegistryModel, RuntimeSettings
@@ -185,6 +186,17 @@ def test_the_example_in_python_of_the_readme_runs(tmp_path, monkeypatch, capsys)
 
 def test_the_example_of_a_registry_is_valid():
     assert len(load(blocks((DOCS / "registry.md").read_text(encoding="utf-8"), "yaml")[0]).active) == 4
+
+
+def test_the_example_of_a_world_runs_and_every_key_of_a_world_is_explained(tmp_path):
+    page = (DOCS / "known_features.md").read_text(encoding="utf-8")
+    (tmp_path / "known.yaml").write_text(blocks(page, "yaml")[0])
+    outcome = call("run", "known.yaml", "--set", "training.steps=20", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "true_pursuit" in outcome.out
+    config = built_in().get("backbone", "synthetic").spec.config
+    for key in config.model_fields.keys() - BackboneConfig.model_fields.keys() - {"type"}:
+        assert f"`{key}`" in page, key
 
 
 def test_the_examples_of_errors_are_real(tmp_path):

@@ -31,6 +31,7 @@ from saebench_core.catalog.fields import fields_of, nested_models, shown, tag_of
 from saebench_core.conformance import Check, checks_of
 from saebench_core.interfaces.entry import Kind
 from saebench_core.interfaces.loaded import LoadedSpec
+from saebench_core.presets import PREFIX, preset_names, preset_summary
 from saebench_core.registry.model import ExcludeRule, RegistryModel, RuntimeSettings
 from saebench_core.report.words import FLAGS
 from saebench_core.tasks.collect import valid_null
@@ -175,6 +176,12 @@ def presets_page() -> str:
     return table(["preset", *map(code, keys)], rows)
 
 
+def shipped_page() -> str:
+    """Return the registries that come with the package."""
+    rows = [[code(f"{PREFIX}{name}"), preset_summary(name)] for name in preset_names()]
+    return table(["registry", "what it is"], rows)
+
+
 def checks_page(catalog: Catalog) -> str:
     """Return, for every kind, a table of the conformance kit's checks; those of all kinds come first."""
     listed = {f"{kind}s".capitalize(): checks_of(kind) for kind in KINDS}
@@ -201,6 +208,7 @@ PAGES: Final[Mapping[str, Callable[[Catalog], str]]] = {
     "registry": lambda _: fields_table(RegistryModel),
     "training": lambda _: fields_table(TrainingSettings),
     "presets": lambda _: presets_page(),
+    "shipped": lambda _: shipped_page(),
     "runtime": lambda _: fields_table(RuntimeSettings),
     "exclude": lambda _: fields_table(ExcludeRule),
     **{f"{kind}s": partial(config_page, kind) for kind in KINDS},

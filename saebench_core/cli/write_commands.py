@@ -65,8 +65,9 @@ def presets_list(as_json: Json = False) -> None:
         rows = [{"name": name, "summary": preset_summary(name)} for name in preset_names()]
         typer.echo(json.dumps({"schema": 1, "presets": rows}, indent=2))
         return
+    width = max(map(len, preset_names()))
     for name in preset_names():
-        typer.echo(f"preset:{name:<16} {preset_summary(name)}")
+        typer.echo(f"preset:{name:<{width}}  {preset_summary(name)}")
 
 
 def presets_show(name: Annotated[str, typer.Argument(help="Name, with or without preset:")]) -> None:

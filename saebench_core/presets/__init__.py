@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
+from itertools import takewhile
 from typing import Final
 
 from saebench_core.errors import InputError, nearest
@@ -31,6 +33,8 @@ def preset_text(name: str) -> str:
 
 
 def preset_summary(name: str) -> str:
-    """Return the first comment line of a preset that is for people."""
-    lines = (line.removeprefix("#").strip() for line in preset_text(name).splitlines())
-    return next(line for line in lines if line and not line.startswith("yaml-language-server"))
+    """Return the first sentence of a preset that is for people."""
+    comment = takewhile(lambda line: line.startswith("#"), preset_text(name).splitlines())
+    paragraphs = "\n".join(line[1:].strip() for line in comment).split("\n\n")
+    text = next(part for part in paragraphs if not part.startswith("yaml-language-server"))
+    return re.split(r"(?<=[.?!])\s", text.replace("\n", " "), maxsplit=1)[0]

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from saebench_core.catalog import Catalog
 from saebench_core.errors import InputError
-from saebench_core.presets import preset_names, preset_text
+from saebench_core.presets import preset_names, preset_summary, preset_text
 from saebench_core.registry import Document, load_registry, registry_schema
 from tests.helpers.registries import TINY, built_in, changed, load
 
@@ -342,3 +342,4 @@ def test_presets_load_and_say_what_they_are():
         registry = load_registry(Document(f"preset:{name}", preset_text(name)), built_in())
         assert registry.active
         assert YAML(typ="safe").load(preset_text(name))["name"]
+        assert preset_summary(name)[-1] in ".?" and "#" not in preset_summary(name)

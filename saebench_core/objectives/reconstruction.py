@@ -80,8 +80,13 @@ class GateReconstruction(Term):
 class AuxK(Term):
     """Dead latents reconstruct the residual: ``||e - e_hat||^2 / var(e)`` (dictionary_learning's form).
 
-    The ``k = d_in / 2`` largest positive pre-activations among dead latents are decoded without ``b_dec``.
+    The k largest positive pre-activations among dead latents are decoded without ``b_dec``.
+
+    Attributes:
+        k: dead latents that a row takes; None: half of ``d_in``.
     """
+
+    k: int | None = None
 
     name: ClassVar[str] = "aux_k"
 
@@ -95,7 +100,7 @@ class AuxK(Term):
         spread = (residual - residual.mean(0)).square().sum() / step.n_rows
         if float(spread) <= 0:
             return zero
-        k = min(max(1, residual.shape[1] // 2), dead.numel())
+        k = min(self.k or max(1, residual.shape[1] // 2), dead.numel())
         error = _dense_error if k > DENSE_SHARE * dead.numel() else _sparse_error
         return error(step, residual, dead, k) / step.n_rows / spread
 

@@ -197,7 +197,7 @@ def test_recovery_is_drawn_sorted_and_against_frequency():
         seen("trained", 1, [0.2, 0.7, 0.9, 0.5], start=0.4),
         seen("soft_frozen_decoder", 0, [0.1, 0.1, 0.1, 0.85]),
     ]
-    ranked, frequent = recovery_charts(found, 0.8)
+    ranked, frequent, nearest = recovery_charts(found, 0.8)
     assert ranked.panels[0].levels == {"threshold": 0.8}
     trained, soft, start = ranked.panels[0].series
     assert (trained.y[0], trained.y[-1]) == (pytest.approx(0.95), pytest.approx(0.2))
@@ -208,6 +208,7 @@ def test_recovery_is_drawn_sorted_and_against_frequency():
     assert trained.x == (pytest.approx(10**-2.5), pytest.approx(0.1))
     assert trained.y == (pytest.approx(0.25), pytest.approx(0.75))
     assert (soft.y, start.y) == ((0.0, 0.5), (0.0, 0.0))
+    assert nearest.panels[0].series[0].y == (pytest.approx((0.2 + 0.9 + 0.2 + 0.7) / 4), pytest.approx(0.825))
     assert recovery_charts([], 0.8) == []
 
 
@@ -224,7 +225,11 @@ def test_the_report_of_a_run_has_the_charts(tmp_path):
     assert run(tmp_path).code == 0
     shown = call("report", cwd=tmp_path)
     page = (tmp_path / shown.out.strip()).read_text(encoding="utf-8")
-    for title in ("Best cosine of every true feature, sorted", "Recovery against firing probability"):
+    for title in (
+        "Best cosine of every true feature, sorted",
+        "Recovery against firing probability",
+        "Best cosine against firing probability",
+    ):
         assert page.count(f"<h3>{title}") == 1
     assert "How far directions moved: toy / activations · topk" in page
     assert "after 5% of the steps, alive latents" in page

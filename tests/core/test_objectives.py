@@ -236,12 +236,12 @@ def real_step(dead, rows=32, frozen=None):
     return sae, sae.training_step(x, x, mask)
 
 
-def slow_aux(sae, step, dead):
+def slow_aux(sae, step, dead, k=None):
     """dictionary_learning's get_auxiliary_loss, row by row, in fp64."""
     w_enc, b_enc, w_dec = (sae.tensors[name].detach().double().requires_grad_() for name in ("W_enc", "b_enc", "W_dec"))
     centred = step.centred.double()
     residual = step.residual.detach().double()
-    k = min(D_IN // 2, len(dead))
+    k = min(k or D_IN // 2, len(dead))
     total = torch.zeros((), dtype=torch.float64)
     for row in range(step.n_rows):
         pre = torch.stack([torch.relu(centred[row] @ w_enc[:, latent] + b_enc[latent]) for latent in dead])
@@ -266,6 +266,15 @@ def test_aux_k_equals_a_slow_reference(dead, way, monkeypatch):
     torch.testing.assert_close(loss.detach().double(), wanted, rtol=1e-5, atol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(sae.tensors[name].grad.double(), gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 40])
+def test_aux_k_takes_as_many_as_it_is_told(k):
+    dead = list(range(3, 20))
+    sae, step = real_step(dead)
+    wanted, _ = slow_aux(sae, step, dead, k)
+    torch.testing.assert_close(AuxK(k).loss(step).detach().double(), wanted, rtol=1e-5, atol=0)
+    assert k == D_IN // 2 or number(AuxK(k).loss(step)) != number(AuxK().loss(step))
 
 
 @pytest.mark.parametrize("frozen", ["W_enc", "b_enc", "W_dec"])

@@ -98,6 +98,13 @@ def test_terms():
     assert tanh == {"reconstruction": 1, "tanh": 1 / D_IN, "pre_activation": pytest.approx(3e-6 / D_IN**0.5)}
 
 
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "matryoshka", "ortsae"])
+def test_the_loss_for_dead_latents_takes_as_many_as_the_entry_says(name):
+    for keys, k in (({}, None), ({"aux_k": 7}, 7)):
+        (aux,) = (term.term for term in recipe_of(name, **keys).objective.terms if term.term.name == "aux_k")
+        assert aux.k == k
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_penalties_are_steered_to_the_target(form):
     controlled = recipe_of(form, l0=7.0).objective.controlled()

@@ -54,6 +54,11 @@ def test_the_small_world_is_of_the_same_kind():
     assert small["probability"]["exponent"] == large["probability"]["exponent"]
 
 
+def test_the_map_of_architectures_has_them_all():
+    installed = {plugin.name for plugin in built_in().of_kind("architecture")} - {"pretrained"}
+    assert {cell.architecture.type for cell in registry_of("map-architectures").active} == installed
+
+
 def test_in_the_small_world_as_many_features_fire_as_its_registry_has_codes():
     backbone = Synthetic(world_of(SMALL))
     backbone.prepare(FakeContext(None))

@@ -56,6 +56,15 @@ def test_variances_are_one(drawn):
     assert float(torch.linalg.eigvalsh(found.correlation()).min()) > 0
 
 
+def test_a_full_correlation_is_of_full_rank_and_a_few_degrees_are_as_many_causes():
+    for drawn, rank in ((FullCorrelation(scale=1.0), 50), (FullCorrelation(scale=1.0, degrees=4), 4)):
+        found = drawn.draw(50, generator(0)).correlation().double()
+        assert int(torch.linalg.matrix_rank(found, rtol=1e-6)) == rank
+    half = FullCorrelation(scale=0.5).draw(50, generator(0)).correlation()
+    whole = FullCorrelation(scale=1.0).draw(50, generator(0)).correlation()
+    torch.testing.assert_close(half, 0.5 * whole + 0.5 * torch.eye(50), atol=1e-6, rtol=0)
+
+
 def test_loadings_beyond_the_limit_leave_a_hundredth():
     found = LowRankCorrelation(rank=3, scale=50.0).draw(50, generator(0))
     assert torch.allclose(found.own.square(), torch.full((50,), 0.01), atol=1e-5)

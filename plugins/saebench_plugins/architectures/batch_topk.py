@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from saebench_core import (
     Architecture,
@@ -24,8 +24,11 @@ from saebench_core import (
 class BatchTopKConfig(ArchitectureConfig):
     """Configuration of `BatchTopKArchitecture`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"aux_k"})
+
     type: Literal["batch_topk"] = "batch_topk"
     aux_coefficient: NonNegativeFloat = Field(1 / 32, description="Weight of the loss that revives dead latents.")
+    aux_k: PositiveInt | None = Field(None, description="Dead latents that it takes a row; null: half of `d_in`.")
 
 
 class BatchTopKArchitecture(Architecture):
@@ -38,7 +41,7 @@ class BatchTopKArchitecture(Architecture):
         """Return the rule and the loss; the threshold is calibrated on held-out rows after training."""
         terms = [WeightedTerm(Reconstruction())]
         if self.config.aux_coefficient:
-            terms.append(WeightedTerm(AuxK(), self.config.aux_coefficient))
+            terms.append(WeightedTerm(AuxK(self.config.aux_k), self.config.aux_coefficient))
         return Recipe(BatchTopK(shape.l0), Objective(tuple(terms)))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from saebench_core import (
     Architecture,
@@ -25,6 +25,8 @@ from saebench_core import (
 class MatryoshkaConfig(ArchitectureConfig):
     """Configuration of `Matryoshka`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"aux_k"})
+
     type: Literal["matryoshka"] = "matryoshka"
     fractions: tuple[PositiveFloat, ...] = Field(
         (0.5, 0.3, 0.2),
@@ -34,6 +36,7 @@ class MatryoshkaConfig(ArchitectureConfig):
     aux_coefficient: NonNegativeFloat = Field(
         1 / 32, description="Weight of the loss that revives dead latents, on the error of all groups together."
     )
+    aux_k: PositiveInt | None = Field(None, description="Dead latents that it takes a row; null: half of `d_in`.")
 
     @field_validator("fractions")
     @classmethod
@@ -57,7 +60,7 @@ class Matryoshka(Architecture):
         """
         terms = [WeightedTerm(PrefixReconstruction(self._sizes(shape.d_sae)))]
         if self.config.aux_coefficient:
-            terms.append(WeightedTerm(AuxK(), self.config.aux_coefficient))
+            terms.append(WeightedTerm(AuxK(self.config.aux_k), self.config.aux_coefficient))
         return Recipe(BatchTopK(shape.l0), Objective(tuple(terms)))
 
     def _sizes(self, d_sae: int) -> tuple[int, ...]:

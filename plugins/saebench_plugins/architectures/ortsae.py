@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -25,6 +25,8 @@ from saebench_core import (
 class OrtSAEConfig(ArchitectureConfig):
     """Configuration of `OrtSAE`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"aux_k"})
+
     type: Literal["ortsae"] = "ortsae"
     gamma: PositiveFloat = Field(0.25, description="Weight of the penalty.")
     chunk: PositiveInt = Field(
@@ -38,6 +40,7 @@ class OrtSAEConfig(ArchitectureConfig):
         "positive", description="Whether directions that are opposite count as close (`abs`)."
     )
     aux_coefficient: NonNegativeFloat = Field(1 / 32, description="Weight of the loss that revives dead latents.")
+    aux_k: PositiveInt | None = Field(None, description="Dead latents that it takes a row; null: half of `d_in`.")
 
 
 class OrtSAE(Architecture):
@@ -56,7 +59,7 @@ class OrtSAE(Architecture):
         penalty = Orthogonality(config.chunk, config.every, config.reduce, config.sign)
         terms = [WeightedTerm(Reconstruction()), WeightedTerm(penalty, config.gamma)]
         if config.aux_coefficient:
-            terms.append(WeightedTerm(AuxK(), config.aux_coefficient))
+            terms.append(WeightedTerm(AuxK(config.aux_k), config.aux_coefficient))
         return Recipe(BatchTopK(shape.l0), Objective(tuple(terms)))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat
+from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from saebench_core import (
     Architecture,
@@ -25,8 +25,11 @@ from saebench_core import (
 class TopKConfig(ArchitectureConfig):
     """Configuration of `TopKArchitecture`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"aux_k"})
+
     type: Literal["topk"] = "topk"
     aux_coefficient: NonNegativeFloat = Field(1 / 32, description="Weight of the loss that revives dead latents.")
+    aux_k: PositiveInt | None = Field(None, description="Dead latents that it takes a row; null: half of `d_in`.")
 
 
 class TopKArchitecture(Architecture):
@@ -47,7 +50,7 @@ class TopKArchitecture(Architecture):
             )
         terms = [WeightedTerm(Reconstruction())]
         if self.config.aux_coefficient:
-            terms.append(WeightedTerm(AuxK(), self.config.aux_coefficient))
+            terms.append(WeightedTerm(AuxK(self.config.aux_k), self.config.aux_coefficient))
         return Recipe(TopK(round(shape.l0)), Objective(tuple(terms)))
 
 

@@ -91,15 +91,20 @@ class LowRankCorrelation(Model):
 
 
 class FullCorrelation(Model):
-    """Correlation of every pair: those of ``degrees`` random numbers a feature, times ``scale``."""
+    """Correlation of every pair: that of random vectors, one a feature, times ``scale``."""
 
     type: Literal["full"] = "full"
     scale: float = Field(0.5, gt=0, le=1, description="1: as drawn; towards 0: independent.")
-    degrees: PositiveInt = Field(10, description="Random numbers a feature; fewer make stronger correlations.")
+    degrees: PositiveInt | None = Field(
+        None,
+        description="Length of the random vectors; null: as many as there are features, a matrix of full rank. Fewer "
+        "make stronger correlations, of so many shared causes.",
+    )
 
     def draw(self, count: int, generator: Generator) -> Dependence:
         """Draw ``scale C + (1 - scale) I`` with C the cosines of random vectors."""
-        vectors = torch.randn(count, self.degrees, generator=generator, dtype=torch.float64, device="cpu")
+        length = self.degrees or count
+        vectors = torch.randn(count, length, generator=generator, dtype=torch.float64, device="cpu")
         unit = torch.nn.functional.normalize(vectors, dim=1)
         own = torch.full((count,), (1 - self.scale) ** 0.5, device="cpu")
         return Dependence((self.scale**0.5 * unit).float(), own)

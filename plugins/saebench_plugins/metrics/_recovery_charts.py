@@ -41,6 +41,16 @@ def recovery_charts(found: Sequence[Observed], threshold: float) -> list[Chart]:
                 x_log=True,
             )
         )
+        charts.append(
+            Chart(
+                "Best cosine against firing probability",
+                "mean of groups of equal size by frequency; a feature is recovered above the dotted line",
+                "firing probability",
+                "best cosine",
+                tuple(_panel(block, _by_frequency(None), {"threshold": threshold}) for block in varied),
+                x_log=True,
+            )
+        )
     return charts if panels else []
 
 
@@ -77,13 +87,16 @@ def _sorted_cosines(seen: Observed, column: str) -> _Line:
     return _Line(tuple(float(share) for share in shares), tuple(float(value) for value in values))
 
 
-def _by_frequency(threshold: float) -> Callable[[Observed, str], _Line]:
+def _by_frequency(threshold: float | None) -> Callable[[Observed, str], _Line]:
+    """Return how to draw means over groups: of the values, or of whether they are above a threshold."""
+
     def line(seen: Observed, column: str) -> _Line:
         group = np.asarray(seen.items["frequency_group"])
         probability = np.asarray(seen.items["probability"], dtype=float)
-        above = np.asarray(seen.items[column], dtype=float) > threshold
+        values = np.asarray(seen.items[column], dtype=float)
+        values = values if threshold is None else values > threshold
         present = [group == number for number in sorted(set(group.tolist()))]
         x = [float(np.exp(np.log(probability[own]).mean())) for own in present]
-        return _Line(tuple(x), tuple(float(above[own].mean()) for own in present))
+        return _Line(tuple(x), tuple(float(values[own].mean()) for own in present))
 
     return line

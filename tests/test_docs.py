@@ -169,7 +169,7 @@ def test_the_examples_in_python_print_what_the_page_says(tmp_path, monkeypatch, 
 def test_the_examples_of_the_theory_print_what_the_page_says(capsys):
     page = (DOCS / "theory.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    assert len(examples) == len(blocks(page, "python")) == 3
+    assert len(examples) == len(blocks(page, "python")) == 4
     names = {}
     for source, shown in examples:
         exec(source, names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, Final
 
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
@@ -60,6 +61,7 @@ def _panel(
 ) -> ChartPanel:
     counts: dict[str, list[int]] = {}
     trained: dict[str, bool] = {}
+    explained: dict[str, list[float]] = {}
     for cell, drift in found:
         point = min(drift, key=lambda point: abs(float(point["share"]) - share))
         part = point["decoder"][state]
@@ -67,8 +69,16 @@ def _panel(
             before = counts.get(cell.constraint.name, [0] * len(middles))
             counts[cell.constraint.name] = [a + b for a, b in zip(before, part["counts"], strict=True)]
             trained[cell.constraint.name] = is_trained(cell)
+            if is_trained(cell) and "explained_variance" in point:
+                explained.setdefault(cell.constraint.name, []).append(float(point["explained_variance"]))
     series = tuple(
         Series(name, middles, tuple(count / sum(numbers) for count in numbers), trained[name])
         for name, numbers in counts.items()
     )
-    return ChartPanel(f"after {share:.0%} of the steps, {state} latents", series)
+    return ChartPanel(f"after {share:.0%} of the steps, {state} latents{_explained(explained)}", series)
+
+
+def _explained(values: Mapping[str, Sequence[float]]) -> str:
+    """Tell what the first trained SAE explains by then: directions may be where they were drawn, and it nearly done."""
+    mine = next(iter(values.values()), ())
+    return f" · trained explains {fmean(mine):.3f}" if mine else ""

@@ -210,9 +210,8 @@ class _Group:
 
     def _note_drift(self, name: str, done: int) -> None:
         trainee = self.trainees[name]
-        self.curves[name].drift.append(
-            drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps)
-        )
+        moved = drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps)
+        self.curves[name].drift.append(moved | {"explained_variance": trainee.heldout_variance(self.heldout)})
 
     def _record(self, curve: Curve, trainee: Trainee, done: int) -> None:
         values: dict[str, float] = {}

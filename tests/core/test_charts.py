@@ -181,6 +181,17 @@ def test_drift_is_drawn_where_the_decoder_moves_alive_and_dead_apart():
     assert drift_charts([(cells[0], [])], -0.2, 10) == []
 
 
+def test_drift_tells_what_the_trained_sae_explains_by_then():
+    cells = [record("toy", name, seed).result for name in ("soft_frozen_decoder", "trained") for seed in (0, 1)]
+    variances = [0.2, 0.3, 0.6, 0.7]
+    told = [
+        (one, [point | {"explained_variance": value} for point in drifted([0.05])])
+        for one, value in zip(cells, variances, strict=True)
+    ]
+    (chart,) = drift_charts(told, -0.2, 10)
+    assert chart.panels[0].title == "after 5% of the steps, alive latents · trained explains 0.650"
+
+
 def seen(constraint, seed, best, architecture="topk", start=0.3):
     items = {
         "probability": [0.001, 0.01, 0.1, 0.1],
@@ -232,7 +243,7 @@ def test_the_report_of_a_run_has_the_charts(tmp_path):
     ):
         assert page.count(f"<h3>{title}") == 1
     assert "How far directions moved: toy / activations · topk" in page
-    assert "after 5% of the steps, alive latents" in page
+    assert "after 5% of the steps, alive latents · trained explains 0." in page
 
 
 def test_a_metric_that_cannot_draw_takes_no_report_along(tmp_path):

@@ -51,6 +51,8 @@ $(PEERS)/.ready:
 bench: setup $(PEERS)/.ready
 	$(BIN)/python benchmarks/steps.py --peers $(PEERS)/bin/python
 	$(BIN)/python benchmarks/groups.py
+	$(BIN)/python benchmarks/worlds.py --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/truth.py --peers $(PEERS)/bin/python
 	$(BIN)/python benchmarks/scale.py --steps 5
 	$(BIN)/python benchmarks/scale.py --steps 5 --twin
 

@@ -109,6 +109,7 @@ def test_a_perfect_sae_fires_with_its_features():
     assert scored.items["fires"] == scored.items["both"] == scored.items["feature_fires"]
     alive = torch.tensor(scored.items["fires"]) > 0
     assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(float(alive.double().mean()))
+    assert found["feature_precision"] == found["feature_recall"] == found["feature_f1"] == 1.0
     assert found["support_precision"] == 1.0 and 0.8 < found["shrinkage"] < 1.0
 
 
@@ -126,6 +127,14 @@ def test_firing_by_hand(context):
     assert found["precision"] == pytest.approx((three + seven) / 3)
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["f1"] == pytest.approx((2 * three / (1 + three) + 2 * seven / (1 + seven)) / 3)
+    by_feature = [found[f"feature_{name}"] for name in ("precision", "recall", "f1")]
+    closest = closest_features(decoder, truth).feature
+    shares = torch.bincount(codes, minlength=len(truth)).double() / ROWS
+    always = (closest != 1) & (shares > 0)  # where the closest latent always fires
+    seen = int((shares > 0).sum())
+    assert by_feature[0] == pytest.approx(float(shares[always].sum()) / seen)
+    assert by_feature[1] == pytest.approx(int(always.sum()) / seen)
+    assert by_feature[2] == pytest.approx(float((2 * shares / (1 + shares))[always].sum()) / seen)
     assert found["support_precision"] == pytest.approx((three + seven) / 2)
     assert found["silent"] == pytest.approx(1 / 3)
 
@@ -140,6 +149,11 @@ def test_counts_equal_those_of_dense_tables(context):
     assert scored.items["fires"] == fired.sum(0).tolist()
     assert scored.items["both"] == (fired & true).sum(0).tolist()
     assert scored.items["feature_fires"] == true.sum(0).tolist()
+    active = context.backbone.codes("evaluation", 0, ROWS).to_dense() > 0
+    told = fired[:, closest_features(sae.w_dec, context.backbone.features()).feature]
+    both, seen = (told & active).sum(0).double(), active.sum(0) > 0
+    f1 = (2 * both / (told.sum(0) + active.sum(0)).clamp(min=1))[seen]  # the same as from precision and recall
+    assert found["feature_f1"] == pytest.approx(float(f1.mean()))
     norms = sae.reconstruct(x).norm(dim=1) / x.norm(dim=1)
     assert found["shrinkage"] == pytest.approx(float(norms[x.norm(dim=1) > 1e-6].mean()), rel=1e-5)
 
@@ -151,6 +165,7 @@ def test_an_sae_that_never_fires_says_so(context):
     found, _, _ = firing(context, sae, rows=200)
     assert isinstance(found["support_precision"], NotApplicable)
     assert (found["precision"], found["recall"], found["f1"], found["silent"]) == (0.0, 0.0, 0.0, 1.0)
+    assert [found[f"feature_{name}"] for name in ("precision", "recall", "f1")] == [0.0, 0.0, 0.0]
 
 
 def test_a_perfect_dictionary_is_silent_as_often_as_expected(context):

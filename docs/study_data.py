@@ -6,16 +6,20 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 from study_tables import LIMITS
 
 from saebench_core.api import charts_of, open_registry
+from saebench_core.conformance.context import KitContext
+from saebench_core.interfaces.backbone import Backbone, GroundTruth
 from saebench_core.report import comparisons
 from saebench_core.report.lines import score_charts
 
 DIGITS: Final = 6
+WORLD_ROWS: Final = 4096
 KEPT_VERSIONS: Final = ("saebench-core", "torch", "scikit-learn")
 Data = dict[str, Any]
 Limits = Mapping[str, Mapping[str, float | None]]
@@ -33,9 +37,24 @@ def collect(registry: str, workdir: Path) -> Data:
         "cells": [_row(record) for record in done],
         "order": {record.result.cell_id: _names(record.result) for record in records},
         "failed": [record.result.cell_id for record in records if record.result.status == "failed"],
+        "worlds": worlds(opened),
         "limits": _agreed((record.result.backbone.name, _limits_of(record.result)) for record in done),
         "charts": {chart.title: _rounded(asdict(chart)) for chart in _charts(opened, done)},
     }
+
+
+def worlds(opened: Any) -> dict[str, str]:
+    """Return, by backbone that knows its features, a hash of what fires in its first evaluation rows."""
+    found = {}
+    for entry in {cell.backbone.name: cell.backbone for cell in opened.plan.cells}.values():
+        backbone: Backbone = entry.plugin.spec.build(entry.config)
+        if isinstance(backbone, GroundTruth):
+            backbone.prepare(KitContext(Path("unused")))
+            selection = backbone.codes("evaluation", 0, WORLD_ROWS).selection
+            found[entry.name] = sha256(selection.rows.numpy().tobytes() + selection.cols.numpy().tobytes()).hexdigest()[
+                :16
+            ]
+    return found
 
 
 def _charts(opened: Any, done: Sequence[Any]) -> list[Any]:
@@ -106,8 +125,9 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
 
     A study may be run in pieces, on several machines, and a cell may stand in several registries under other names. It
     counts as the same if its id, a hash of its configuration, is; its time counts where it was run for. Charts that
-    were made of more cells than are there now stay as they were. Where times were kept for a whole preset only, each
-    of its cells has an equal share; nothing but their sum is told.
+    were made of more cells than are there now stay as they were. Where times were kept for a whole preset only, each of
+    its cells has an equal share; nothing but their sum is told. Cells of a world that is drawn otherwise now are left
+    out.
 
     Args:
         found: what `collect` gives.
@@ -120,7 +140,7 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
     charts: Data = {}
     for piece in ([before] if before else []) + list(others):
         own = piece is before
-        kept = [row for row in piece["cells"] if row["id"] in found["order"] and row["id"] not in rows]
+        kept = [row for row in piece["cells"] if row["id"] not in rows and _stands(row, piece, found)]
         for row in kept:
             named = {**row, **found["order"][row["id"]]}
             rows[row["id"]] = named if own else {**named, "seconds": 0.0}
@@ -135,9 +155,18 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
         "cells": ordered,
         "failed": len(failed),
         "left": len(found["order"]) - len(ordered) - len(failed),
+        "worlds": found["worlds"],
         "limits": _agreed(limits),
         "charts": {**found["charts"], **charts},
     }
+
+
+def _stands(row: Data, piece: Data, found: Data) -> bool:
+    """Say whether a stored cell is one of the registry's, in the world that its backbone draws now."""
+    if row["id"] not in found["order"]:
+        return False
+    now = found["worlds"].get(found["order"][row["id"]].get("backbone"))
+    return bool(piece["worlds"].get(row["backbone"]) == now)
 
 
 def _versions(*pieces: Mapping[str, list[str]]) -> dict[str, list[str]]:

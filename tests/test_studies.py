@@ -284,6 +284,7 @@ def test_of_a_cell_the_newest_result_counts_and_what_the_registry_has_no_more_is
 
     def collected(rows, failed):
         plain = {"registry": "r", "versions": {}, "charts": {}, "limits": {"toy": {"floor": {}, "ceiling": {}}}}
+        plain["worlds"] = {}
         return {**plain, "order": {key: {} for key in "abcd"}, "cells": rows, "failed": failed}
 
     before = {**collected([row("a", 0.25), row("b", 0.5), row("gone", 1.0)], []), "charts": {}}
@@ -299,6 +300,7 @@ def test_a_cell_of_another_registry_counts_under_the_names_that_it_has_here(stud
         limits = {backbone: {"floor": {"a/b": floor}, "ceiling": {}}}
         return {
             "registry": backbone,
+            "worlds": {backbone: "as it was"},
             "cells": rows,
             "limits": limits,
             "versions": {"torch": [version]},
@@ -320,6 +322,8 @@ def test_a_cell_of_another_registry_counts_under_the_names_that_it_has_here(stud
     assert set(found["limits"]) == {"usual"}
     other = studies.merged(wanted, stored("usual", 0.5, "2", a=1.0), [stored("variable", 0.25, "3", b=2.0)])
     assert other["limits"]["usual"]["floor"] == {}
+    drawn_otherwise = studies.merged({**wanted, "worlds": {"usual": "new"}}, stored("usual", 0.5, "2", a=1.0))
+    assert (drawn_otherwise["cells"], drawn_otherwise["left"]) == ([], 2)
 
 
 def test_of_charts_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
@@ -335,14 +339,16 @@ def test_of_charts_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
         studies.pruned({"charts": {"B": 2}}, {"A chart"})
 
 
-def test_stored_results_are_those_of_the_presets(studies):
+def test_stored_results_are_those_of_the_presets_in_worlds_as_they_are_drawn_now(studies):
     for path in sorted((studies.FOLDER / "data").glob("*.json")):
-        cells = [cell for cell in open_registry(f"preset:{path.stem}", Path("unused")).plan.cells if not cell.excluded]
+        opened = open_registry(f"preset:{path.stem}", Path("unused"))
+        cells = [cell for cell in opened.plan.cells if not cell.excluded]
         wanted = {
             c.cell_id: (c.backbone.name, c.architecture.name, c.constraint.name, c.l0, c.seed, c.training.steps)
             for c in cells
         }
         data = json.loads(path.read_text(encoding="utf-8"))
+        assert data["worlds"] == sys.modules["study_data"].worlds(opened), f"{path.name}: run it anew"
         found = {one["id"]: tuple(one[axis] for axis in (*AXES, "seed", "steps")) for one in data["cells"]}
         assert found.items() <= wanted.items(), path.name
         assert len(wanted) == len(found) + data["left"] + data["failed"], path.name

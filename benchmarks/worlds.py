@@ -86,7 +86,7 @@ def main() -> None:
     for preset, name, rows in WORLDS:
         backbone, config = world(preset, name)
         mine = seconds(backbone, rows)
-        peer_rows = max(1024, rows // 20)
+        peer_rows = max(5 * 1024, rows // 20)
         peer = peer_seconds(given.peers, config, peer_rows)
         product = product_seconds(config["d_in"], config["n_features"], rows)
         row = {

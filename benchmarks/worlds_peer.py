@@ -25,6 +25,8 @@ def probability(given):
         return ConstantFiringProbabilityConfig(given["p"])
     if given["type"] == "zipf":
         return ZipfianFiringProbabilityConfig(given["exponent"], given["high"], given["low"])
+    if given["type"] != "log_uniform":
+        raise SystemExit(f"no probabilities of type {given['type']} here")
     return ConstantFiringProbabilityConfig((given["high"] - given["low"]) / math.log(given["high"] / given["low"]))
 
 
@@ -33,6 +35,8 @@ def main(config, rows):
     from sae_lens.synthetic.synthetic_model import LowRankCorrelationConfig, SyntheticModel, SyntheticModelConfig
 
     trees, shared = config["hierarchy"], config["correlation"]
+    if shared and shared["type"] != "low_rank":
+        raise SystemExit(f"no correlations of type {shared['type']} here")
     hierarchy = trees and HierarchyConfig(
         total_root_nodes=trees["roots"],
         branching_factor=trees["branching"],

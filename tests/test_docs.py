@@ -191,7 +191,8 @@ def test_the_example_of_a_registry_is_valid():
 def test_the_example_of_a_world_runs_and_every_key_of_a_world_is_explained(tmp_path):
     page = (DOCS / "known_features.md").read_text(encoding="utf-8")
     (tmp_path / "known.yaml").write_text(blocks(page, "yaml")[0])
-    outcome = call("run", "known.yaml", "--set", "training.steps=20", cwd=tmp_path)
+    short = [f"--set={key}" for key in ("training.steps=20", "metrics.0.rows=512", "metrics.3.rows=512")]
+    outcome = call("run", "known.yaml", *short, cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert "true_pursuit" in outcome.out
     config = built_in().get("backbone", "synthetic").spec.config

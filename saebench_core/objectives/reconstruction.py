@@ -83,12 +83,19 @@ class AuxK(Term):
     The k largest positive pre-activations among dead latents are decoded without ``b_dec``.
 
     Attributes:
-        k: dead latents that a row takes; None: half of ``d_in``.
+        k: dead latents that a row takes, from 1 on; None: half of ``d_in``.
+
+    Raises:
+        ValueError: if k is below 1.
     """
 
     k: int | None = None
 
     name: ClassVar[str] = "aux_k"
+
+    def __post_init__(self) -> None:
+        if self.k is not None and self.k < 1:
+            raise ValueError(f"k is {self.k}; it must be 1 or more")
 
     def loss(self, step: Step) -> Tensor:
         """Return the normalised error of the dead latents' reconstruction, zero where none is dead."""
@@ -100,7 +107,7 @@ class AuxK(Term):
         spread = (residual - residual.mean(0)).square().sum() / step.n_rows
         if float(spread) <= 0:
             return zero
-        k = min(self.k or max(1, residual.shape[1] // 2), dead.numel())
+        k = min(max(1, residual.shape[1] // 2) if self.k is None else self.k, dead.numel())
         error = _dense_error if k > DENSE_SHARE * dead.numel() else _sparse_error
         return error(step, residual, dead, k) / step.n_rows / spread
 

@@ -35,6 +35,5 @@ def preset_text(name: str) -> str:
 def preset_summary(name: str) -> str:
     """Return the first sentence of a preset that is for people."""
     comment = takewhile(lambda line: line.startswith("#"), preset_text(name).splitlines())
-    paragraphs = "\n".join(line[1:].strip() for line in comment).split("\n\n")
-    text = next(part for part in paragraphs if not part.startswith("yaml-language-server"))
-    return re.split(r"(?<=[.?!])\s", text.replace("\n", " "), maxsplit=1)[0]
+    lines = [line[1:].strip() for line in comment if "yaml-language-server" not in line]
+    return re.split(r"(?<=[.?!])\s", " ".join(lines).strip(), maxsplit=1)[0]

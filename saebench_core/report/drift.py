@@ -43,7 +43,10 @@ def drift_charts(
             if (panel := _panel(share, state, found, middles)).series
         )
         title = f"How far directions moved: {backbone} / {site} · {architecture}"
-        caption = "share of latents by the cosine of their decoder direction with where it was drawn"
+        caption = (
+            "share of latents by the cosine of their decoder direction with where it was drawn; "
+            "titles tell how much variance of held-out rows is explained by then"
+        )
         if panels:
             charts.append(Chart(title, caption, "cosine with the start", "share of latents", panels))
     return charts
@@ -65,20 +68,24 @@ def _panel(
     for cell, drift in found:
         point = min(drift, key=lambda point: abs(float(point["share"]) - share))
         part = point["decoder"][state]
-        if abs(float(point["share"]) - share) <= _NEAR * share and part["latents"]:
+        if abs(float(point["share"]) - share) > _NEAR * share:
+            continue
+        if is_trained(cell) and "explained_variance" in point:
+            explained.setdefault(cell.constraint.name, []).append(float(point["explained_variance"]))
+        if part["latents"]:
             before = counts.get(cell.constraint.name, [0] * len(middles))
             counts[cell.constraint.name] = [a + b for a, b in zip(before, part["counts"], strict=True)]
             trained[cell.constraint.name] = is_trained(cell)
-            if is_trained(cell) and "explained_variance" in point:
-                explained.setdefault(cell.constraint.name, []).append(float(point["explained_variance"]))
     series = tuple(
         Series(name, middles, tuple(count / sum(numbers) for count in numbers), trained[name])
         for name, numbers in counts.items()
     )
-    return ChartPanel(f"after {share:.0%} of the steps, {state} latents{_explained(explained)}", series)
+    told = _explained(explained) if len({cell.l0_target for cell, _ in found}) == 1 else ""
+    return ChartPanel(f"after {share:.0%} of the steps, {state} latents{told}", series)
 
 
 def _explained(values: Mapping[str, Sequence[float]]) -> str:
     """Tell what the first trained SAE explains by then: directions may be where they were drawn, and it nearly done."""
-    mine = next(iter(values.values()), ())
-    return f" · trained explains {fmean(mine):.3f}" if mine else ""
+    for name, mine in values.items():
+        return f" · {name} explains {fmean(mine):.3f}"
+    return ""

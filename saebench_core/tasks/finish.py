@@ -133,5 +133,5 @@ class Finished:
             text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
             (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         self.curve.write(folder / "curves.jsonl")
-        (folder / "drift.json").write_text(json.dumps(self.curve.drift) + "\n", encoding="utf-8")
+        (folder / "drift.json").write_text(json.dumps(self.curve.drift, allow_nan=False) + "\n", encoding="utf-8")
         (folder / "seconds.json").write_text(json.dumps({"train": round(self.curve.seconds, 3)}), encoding="utf-8")

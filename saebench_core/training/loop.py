@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -210,8 +211,14 @@ class _Group:
 
     def _note_drift(self, name: str, done: int) -> None:
         trainee = self.trainees[name]
-        moved = drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps)
-        self.curves[name].drift.append(moved | {"explained_variance": trainee.heldout_variance(self.heldout)})
+        curve, moved = (
+            self.curves[name],
+            drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps),
+        )
+        if done:  # before the first step nothing of a plugin has run in this group
+            variance = curve.heldout[done] if done in curve.heldout else trainee.heldout_variance(self.heldout)
+            moved |= {"explained_variance": variance} if math.isfinite(variance) else {}
+        curve.drift.append(moved)
 
     def _record(self, curve: Curve, trainee: Trainee, done: int) -> None:
         values: dict[str, float] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from saebench_plugins.metrics._recovery_charts import recovery_charts
 
@@ -243,7 +245,7 @@ def test_the_report_of_a_run_has_the_charts(tmp_path):
     ):
         assert page.count(f"<h3>{title}") == 1
     assert "How far directions moved: toy / activations · topk" in page
-    assert "after 5% of the steps, alive latents · trained explains 0." in page
+    assert re.search(r"after 5% of the steps, alive latents · trained explains -?\d", page)
 
 
 def test_a_metric_that_cannot_draw_takes_no_report_along(tmp_path):

@@ -274,6 +274,8 @@ def test_aux_k_takes_as_many_as_it_is_told(k):
     sae, step = real_step(dead)
     wanted, _ = slow_aux(sae, step, dead, k)
     torch.testing.assert_close(AuxK(k).loss(step).detach().double(), wanted, rtol=1e-5, atol=0)
+    with pytest.raises(ValueError, match="1 or more"):
+        AuxK(1 - k)
     assert k == D_IN // 2 or number(AuxK(k).loss(step)) != number(AuxK().loss(step))
 
 

@@ -13,6 +13,7 @@ from saebench_core.interfaces.architecture import Shape
 from saebench_core.objectives import L1
 from saebench_core.rules import BatchTopK, Gated, JumpReLU, ReLU
 from saebench_core.sae import SparseAutoencoder
+from tests.helpers.registries import built_in
 from tests.helpers.training import (
     BATCH,
     D_IN,
@@ -103,6 +104,11 @@ def test_the_loss_for_dead_latents_takes_as_many_as_the_entry_says(name):
     for keys, k in (({}, None), ({"aux_k": 7}, 7)):
         (aux,) = (term.term for term in recipe_of(name, **keys).objective.terms if term.term.name == "aux_k")
         assert aux.k == k
+    config = built_in().get("architecture", name).spec.config
+    unsaid, none, told = (
+        config(type=name, d_sae=64, **keys).identity() for keys in ({}, {"aux_k": None}, {"aux_k": 7})
+    )
+    assert unsaid == none and "aux_k" not in unsaid and told["aux_k"] == 7
 
 
 @pytest.mark.parametrize("form", FORMS)

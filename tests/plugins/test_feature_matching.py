@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from saebench_plugins.metrics.feature_firing import FeatureFiring, FeatureFiringConfig, closest_features
+from saebench_plugins.metrics.feature_firing import FeatureFiring, FeatureFiringConfig, closest_among
 from saebench_plugins.metrics.feature_matching import FeatureMatching, FeatureMatchingConfig, absolute_cosines, matched
 
 from saebench_core.errors import PluginError
@@ -128,7 +128,7 @@ def test_firing_by_hand(context):
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["f1"] == pytest.approx((2 * three / (1 + three) + 2 * seven / (1 + seven)) / 3)
     by_feature = [found[f"feature_{name}"] for name in ("precision", "recall", "f1")]
-    closest = closest_features(decoder, truth).feature
+    closest = closest_among(decoder, truth).number
     shares = torch.bincount(codes, minlength=len(truth)).double() / ROWS
     always = (closest != 1) & (shares > 0)  # where the closest latent always fires
     seen = int((shares > 0).sum())
@@ -144,13 +144,13 @@ def test_counts_equal_those_of_dense_tables(context):
     found, scored, _ = firing(context, sae)
     x = torch.cat([batch.inputs for batch in context.backbone.stream("activations", "evaluation", 0, ROWS)])
     fired = sae.encode(x).to_dense() != 0
-    feature = closest_features(context.backbone.features(), sae.w_dec).feature
+    feature = closest_among(context.backbone.features(), sae.w_dec).number
     true = context.backbone.codes("evaluation", 0, ROWS).to_dense()[:, feature] > 0
     assert scored.items["fires"] == fired.sum(0).tolist()
     assert scored.items["both"] == (fired & true).sum(0).tolist()
     assert scored.items["feature_fires"] == true.sum(0).tolist()
     active = context.backbone.codes("evaluation", 0, ROWS).to_dense() > 0
-    told = fired[:, closest_features(sae.w_dec, context.backbone.features()).feature]
+    told = fired[:, closest_among(sae.w_dec, context.backbone.features()).number]
     both, seen = (told & active).sum(0).double(), active.sum(0) > 0
     f1 = (2 * both / (told.sum(0) + active.sum(0)).clamp(min=1))[seen]  # the same as from precision and recall
     assert found["feature_f1"] == pytest.approx(float(f1.mean()))

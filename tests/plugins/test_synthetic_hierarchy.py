@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from saebench_plugins.backbones._correlations import Dependence
 from saebench_plugins.backbones._hierarchy import Hierarchy
 from saebench_plugins.backbones.synthetic import Synthetic, SyntheticConfig
 
@@ -107,8 +108,9 @@ def drawn_everywhere(backbone, seed):
     """Draw every feature in every row, then take away what must not fire: the law as SynthSAEBench states it."""
     draw, rng = backbone._drawing, generator(seed)
     forest, law, count = draw.forest, draw.law, draw.probabilities.numel()
-    g = torch.randn(ROWS, law.factor.shape[1], generator=rng) @ law.factor.T
-    g += law.own * torch.randn(ROWS, count, generator=rng)
+    factor, own = (law.factor, law.own) if isinstance(law, Dependence) else (torch.zeros(count, 1), torch.ones(count))
+    g = torch.randn(ROWS, factor.shape[1], generator=rng) @ factor.T
+    g += own * torch.randn(ROWS, count, generator=rng)
     values = torch.relu(draw.magnitudes.mean + draw.magnitudes.std * torch.randn(ROWS, count, generator=rng))
     fired = (g > -torch.special.ndtri(draw.probabilities).float()) & (values > 0)
     for first, last in forest.levels[1:]:
@@ -122,20 +124,31 @@ def drawn_everywhere(backbone, seed):
     return fired.double()
 
 
+SHARED = [None, {"type": "low_rank", "rank": 2, "scale": 0.5}, {"type": "full", "scale": 0.9}]
+
+
+@pytest.mark.parametrize("correlation", SHARED, ids=["independent", "low_rank", "full"])
 @pytest.mark.parametrize("compensate", [True, False])
-def test_what_is_drawn_below_parents_alone_fires_as_if_all_had_been_drawn(compensate):
+def test_what_is_drawn_below_parents_alone_fires_as_if_all_had_been_drawn(compensate, correlation):
     """The other way is slow: most of what it draws has no parent in its row."""
-    backbone = make(
-        TREES | {"compensate": compensate, "exclusive": 0.5},
-        correlation={"type": "low_rank", "rank": 2, "scale": 0.5},
-        magnitude=WEAK,
-    )
+    backbone = make(TREES | {"compensate": compensate, "exclusive": 0.5}, correlation=correlation, magnitude=WEAK)
     ours, slow = (codes_of(backbone) > 0).double(), drawn_everywhere(backbone, 0)
     pairs = [(one.T @ one) / ROWS for one in (ours, slow)]  # the diagonal has the features themselves
     error = ((pairs[0] + pairs[1]) / ROWS).sqrt()
     assert bool(((pairs[0] - pairs[1]).abs() < 5 * error + 1e-6).all())
     told = backbone.probabilities().double()
-    assert not bool(((pairs[1].diagonal() - told).abs() < 5 * (told / ROWS).sqrt()).all()), "the causes matter here"
+    as_told = bool(((pairs[1].diagonal() - told).abs() < 5 * (told / ROWS).sqrt()).all())
+    assert as_told == (correlation is None), "the causes matter, or the test shows nothing"
+
+
+@pytest.mark.parametrize("correlation", SHARED, ids=["independent", "low_rank", "full"])
+def test_where_nothing_fires_there_are_no_codes(correlation):
+    never = WEAK | {"first_mean": 1e-9, "last_mean": 1e-9, "std_mean": 0.0}
+    for keys in ({"probability": {"type": "constant", "p": 1e-9}}, {"magnitude": never}):
+        backbone = make(TREES, correlation=correlation, **keys)
+        codes = backbone.codes("train", 0, 5000)
+        assert codes.selection.n_rows == 5000 and float(codes.values.sum()) < 1e-3
+        assert next(iter(backbone.stream("activations", "train", 0, 10))).inputs.shape == (10, 6)
 
 
 def test_children_are_scaled_by_their_parents():

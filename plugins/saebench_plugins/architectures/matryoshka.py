@@ -36,7 +36,9 @@ class MatryoshkaConfig(ArchitectureConfig):
     aux_coefficient: NonNegativeFloat = Field(
         1 / 32, description="Weight of the loss that revives dead latents, on the error of all groups together."
     )
-    aux_k: PositiveInt | None = Field(None, description="Dead latents that it takes a row; null: half of `d_in`.")
+    aux_k: PositiveInt | None = Field(
+        None, description="Dead latents that the loss that revives them takes a row; null: half of `d_in`."
+    )
 
     @field_validator("fractions")
     @classmethod

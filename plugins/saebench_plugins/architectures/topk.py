@@ -29,7 +29,9 @@ class TopKConfig(ArchitectureConfig):
 
     type: Literal["topk"] = "topk"
     aux_coefficient: NonNegativeFloat = Field(1 / 32, description="Weight of the loss that revives dead latents.")
-    aux_k: PositiveInt | None = Field(None, description="Dead latents that it takes a row; null: half of `d_in`.")
+    aux_k: PositiveInt | None = Field(
+        None, description="Dead latents that the loss that revives them takes a row; null: half of `d_in`."
+    )
 
 
 class TopKArchitecture(Architecture):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, final
 
 import torch
@@ -57,6 +58,13 @@ class Drawing:
     magnitudes: Magnitudes
     forest: Forest | None
 
+    @cached_property
+    def _first(self) -> tuple[Int[Tensor, " some"], Law]:
+        """Features that need no parent, and their law."""
+        first = torch.arange(self.probabilities.numel(), device="cpu")
+        first = first if self.forest is None else self.forest.without_parent()
+        return first, self.law.of(first)
+
     def rates(self) -> Float[Tensor, " n_features"]:
         """Return how often features fire, in a forest as if the law were independence."""
         drawn = self.probabilities * self.magnitudes.positive()
@@ -67,8 +75,8 @@ class Drawing:
         if self.forest is None:
             fired, _ = self.law.everywhere(self.probabilities, BLOCK, generator)
             return self._strong(Block(fired.bounds, fired.cols, _normal(fired.cols, generator)))
-        first = self.forest.without_parent()
-        fired, causes = self.law.of(first).everywhere(self.probabilities[first], BLOCK, generator)
+        first, law = self._first
+        fired, causes = law.everywhere(self.probabilities[first], BLOCK, generator)
         cols = first[fired.cols]
         block = self._strong(Block(fired.bounds, cols, _normal(cols, generator)))
         rows = torch.arange(BLOCK, device="cpu").repeat_interleave(block.bounds.diff())
@@ -94,12 +102,11 @@ class Drawing:
         """Draw the children of entries; of exclusive ones that fire together any stays."""
         cols = forest.children(level, above.cols)
         rows = above.rows[:, None].expand(cols.shape)
-        fires = self.law.at(self.probabilities, causes[rows.flatten()], cols.flatten(), generator).view(cols.shape)
+        fires = self.law.at(self.probabilities, causes, rows.flatten(), cols.flatten(), generator).view(cols.shape)
         values = self.magnitudes.of(cols, _normal(cols, generator))
         fires &= values > 0
         lot = torch.rand(cols.shape, generator=generator, dtype=torch.float64, device="cpu").where(fires, -1.0)
-        if cols.numel():
-            fires &= ~forest.exclusive[above.cols, None] | (lot == lot.amax(dim=1, keepdim=True))
+        fires &= ~forest.exclusive[above.cols, None] | (lot == lot.amax(dim=1, keepdim=True))
         if forest.scale_by_parent:
             values = values * (above.values / self.magnitudes.means(above.cols))[:, None]
         return _Entries(rows[fires], cols[fires], values[fires])

@@ -15,6 +15,8 @@ from saebench_core import Model
 from saebench_plugins.backbones._firing import Fired, Law
 
 _CHUNK = 256
+_AT_ONCE = 1 << 22
+"""Loadings that are gathered at a time."""
 _LEAST_OWN = 0.01
 
 
@@ -56,13 +58,15 @@ class Dependence(Law):
     def at(
         self,
         probabilities: Float[Tensor, " n_features"],
-        causes: Float[Tensor, "entries rank"],
+        causes: Float[Tensor, "rows rank"],
+        rows: Int[Tensor, " entries"],
         cols: Int[Tensor, " entries"],
         generator: Generator,
     ) -> Bool[Tensor, " entries"]:
         """Draw what is each feature's own."""
         alone = torch.randn(cols.shape, generator=generator, device="cpu")
-        shared = torch.linalg.vecdot(causes, self.factor[cols])
+        parts = zip(*(torch.split(one, max(1, _AT_ONCE // causes.shape[1])) for one in (rows, cols)), strict=True)
+        shared = torch.cat([torch.linalg.vecdot(causes[row], self.factor[col]) for row, col in parts])
         return torch.addcmul(shared, alone, self.own[cols]) > _thresholds(probabilities[cols])
 
     def correlation(self) -> Float[Tensor, "n_features n_features"]:
@@ -82,6 +86,10 @@ class LowRankCorrelation(Model):
     rank: PositiveInt = Field(25, description="Number of shared causes.")
     scale: PositiveFloat = Field(0.1, description="Standard deviation of a loading.")
 
+    def causes(self, count: int) -> int:
+        """Return how many numbers the features share in a row."""
+        return self.rank
+
     def draw(self, count: int, generator: Generator) -> Dependence:
         """Draw loadings; of a feature's variance at least a hundredth stays its own."""
         factor = self.scale * torch.randn(count, self.rank, generator=generator, device="cpu")
@@ -97,14 +105,17 @@ class FullCorrelation(Model):
     scale: float = Field(0.5, gt=0, le=1, description="1: as drawn; towards 0: independent.")
     degrees: PositiveInt | None = Field(
         None,
-        description="Length of the random vectors; null: as many as there are features, a matrix of full rank. Fewer "
-        "make stronger correlations, of so many shared causes.",
+        description="Length of the random vectors; a usual correlation is `scale` over its root. Null: as many as "
+        "there are features, a matrix of full rank, which is weak and dear where there are many.",
     )
+
+    def causes(self, count: int) -> int:
+        """Return how many numbers the features share in a row."""
+        return self.degrees or count
 
     def draw(self, count: int, generator: Generator) -> Dependence:
         """Draw ``scale C + (1 - scale) I`` with C the cosines of random vectors."""
-        length = self.degrees or count
-        vectors = torch.randn(count, length, generator=generator, dtype=torch.float64, device="cpu")
+        vectors = torch.randn(count, self.causes(count), generator=generator, dtype=torch.float64, device="cpu")
         unit = torch.nn.functional.normalize(vectors, dim=1)
         own = torch.full((count,), (1 - self.scale) ** 0.5, device="cpu")
         return Dependence((self.scale**0.5 * unit).float(), own)

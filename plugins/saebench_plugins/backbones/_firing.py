@@ -43,11 +43,12 @@ class Law(ABC):
     def at(
         self,
         probabilities: Float[Tensor, " n_features"],
-        causes: Float[Tensor, "entries causes"],
+        causes: Float[Tensor, "rows causes"],
+        rows: Int[Tensor, " entries"],
         cols: Int[Tensor, " entries"],
         generator: Generator,
     ) -> Bool[Tensor, " entries"]:
-        """Draw single features, each in a row with these causes."""
+        """Draw single features, each in one of the rows that share these causes."""
 
 
 @final
@@ -67,7 +68,8 @@ class Independence(Law):
     def at(
         self,
         probabilities: Float[Tensor, " n_features"],
-        causes: Float[Tensor, "entries causes"],
+        causes: Float[Tensor, "rows causes"],
+        rows: Int[Tensor, " entries"],
         cols: Int[Tensor, " entries"],
         generator: Generator,
     ) -> Bool[Tensor, " entries"]:

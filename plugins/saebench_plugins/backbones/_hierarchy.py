@@ -121,7 +121,7 @@ class Forest:
         return (self.parents < 0).nonzero()[:, 0]
 
     def children(self, level: int, parents: Int[Tensor, " some"]) -> Int[Tensor, "some branching"]:
-        """Return the children, on a level, of features on the level above."""
+        """Return the children, on a level from 1 on, of features of the level above; all have as many."""
         (before, _), (first, last) = self.levels[level - 1 : level + 1]
         branching = (last - first) // (first - before)
         return first + (parents[:, None] - before) * branching + torch.arange(branching, device="cpu")

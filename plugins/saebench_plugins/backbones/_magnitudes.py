@@ -24,7 +24,7 @@ class Magnitudes(ABC):
 
     @abstractmethod
     def means(self, cols: Int[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
-        """Return the usual magnitudes of these features."""
+        """Return the magnitudes of these features that children are scaled by."""
 
     @abstractmethod
     def positive(self) -> Float[Tensor, " n_features"] | float:
@@ -57,7 +57,7 @@ class LogNormal(Magnitudes):
 
 @final
 @dataclass(frozen=True)
-class Strength(Magnitudes):
+class CutNormals(Magnitudes):
     """Normals cut at zero, each feature with its own numbers.
 
     Attributes:
@@ -73,7 +73,7 @@ class Strength(Magnitudes):
         return torch.relu(torch.take(self.mean, cols) + torch.take(self.std, cols) * normal)
 
     def means(self, cols: Int[Tensor, "*entries"]) -> Float[Tensor, "*entries"]:
-        """Return the means of the normals."""
+        """Return the means of the normals, before they are cut."""
         return torch.take(self.mean, cols)
 
     def positive(self) -> Float[Tensor, " n_features"] | float:
@@ -95,8 +95,8 @@ class RectifiedNormal(Model):
     std_mean: NonNegativeFloat = Field(0.5, description="Mean of the features' standard deviations.")
     std_spread: NonNegativeFloat = Field(0.5, description="Standard deviation of the standard deviations.")
 
-    def strength(self, count: int, generator: Generator) -> Strength:
+    def draw(self, count: int, generator: Generator) -> CutNormals:
         """Return every feature's mean and standard deviation."""
         mean = torch.linspace(self.first_mean, self.last_mean, count, device="cpu")
         spread = torch.randn(count, generator=generator, device="cpu")
-        return Strength(mean, (self.std_mean + self.std_spread * spread).abs())
+        return CutNormals(mean, (self.std_mean + self.std_spread * spread).abs())

@@ -85,17 +85,26 @@ class Synthetic(Backbone):
         config = self.config
         expected = config.probability.expected_sum(config.n_features)
         known = config.hierarchy is None and config.magnitude is None  # else they fire less often than drawn
-        trees, dense = config.hierarchy, config.n_features if config.correlation is not None else 0
+        trees, causes = config.hierarchy, 0
+        dense = config.n_features if config.correlation is not None else 0
         seconds = 1e-7 + 1e-8 * expected * (1 + config.d_in / 100)
         if trees is not None:
             seconds += 1e-7 * expected * trees.branching
             dense = max(0, dense - trees.size + trees.roots)  # children are drawn where their parents fire
+        if config.correlation is not None:
+            causes = config.correlation.causes(config.n_features)
+            seconds += (1.2e-8 + 2e-10 * causes) * dense + (
+                1e-9 * causes * expected * (trees.branching if trees else 0)
+            )
         return BackboneDescription(
             modality="synthetic",
             sites={self.site: config.d_in},
             regenerates=True,
-            memory_bytes=8 * config.n_features * config.d_in + 64 * BLOCK * config.d_in + 4096 * dense,
-            seconds_per_row=seconds + 1.2e-8 * dense,
+            memory_bytes=8 * config.n_features * config.d_in
+            + 64 * BLOCK * config.d_in
+            + 4096 * dense
+            + 28 * config.n_features * causes,
+            seconds_per_row=seconds,
             facts={"n_features": config.n_features} | ({"expected_l0": round(expected, 3)} if known else {}),
         )
 
@@ -124,7 +133,7 @@ class Synthetic(Backbone):
         if config.correlation is not None:
             law = config.correlation.draw(count, self._generator("correlation"))
         if config.magnitude is not None:
-            magnitudes = config.magnitude.strength(count, self._generator("magnitudes"))
+            magnitudes = config.magnitude.draw(count, self._generator("magnitudes"))
         return Drawing(probabilities, law, magnitudes, forest)
 
     def _generator(self, *roles: str | int) -> torch.Generator:

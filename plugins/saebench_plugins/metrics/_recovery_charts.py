@@ -44,7 +44,7 @@ def recovery_charts(found: Sequence[Observed], threshold: float) -> list[Chart]:
         charts.append(
             Chart(
                 "Best cosine against firing probability",
-                "mean of groups of equal size by frequency; a feature is recovered above the dotted line",
+                "mean of groups of equal size by frequency; dotted: from where on a feature counts as recovered",
                 "firing probability",
                 "best cosine",
                 tuple(_panel(block, _by_frequency(None), {"threshold": threshold}) for block in varied),

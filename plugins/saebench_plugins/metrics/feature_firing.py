@@ -47,6 +47,8 @@ class FeatureFiringConfig(MetricConfig):
 class FeatureFiring(Metric):
     """Latents as classifiers: each tells whether the feature with the largest ``|cos(f, d_j)|`` is active.
 
+    The other way round, each feature is told by the latent with the largest one, which may tell several.
+
     A latent fires where its code is above rounding, 1e-5 of the row's norm.
     """
 
@@ -103,12 +105,12 @@ class FeatureFiring(Metric):
         """Return the scores, and each latent's feature with its counts."""
         sae, truth = subject.sae, truth_of(context, "feature_firing")
         features = prepared.tensors["features"].to(sae.device)
-        closest = closest_features(features, sae.w_dec)
-        tally = _Tally(sae, closest.feature, closest_features(sae.w_dec, features).feature)
+        closest = closest_among(features, sae.w_dec)
+        tally = _Tally(sae, closest.number, closest_among(sae.w_dec, features).number)
         for x, codes in evaluated(context, truth, self.config.rows):
             tally.add(x, codes)
         counts = prepared.tensors["counts"].to(sae.device)
-        scored = _scored(tally, counts[closest.feature], closest)
+        scored = _scored(tally, counts[closest.number], closest)
         return Scored({**scored.scores, **_by_feature(tally, counts)}, scored.items)
 
 
@@ -122,25 +124,33 @@ def _formulas(of: str) -> tuple[str, str, str]:
 
 
 class Closest(NamedTuple):
-    """The feature that each latent points at.
+    """What each direction is closest to.
 
     Attributes:
-        feature: its number.
+        number: of that feature or latent.
         cosine: absolute cosine with it.
     """
 
-    feature: Int[Tensor, " d_sae"]
-    cosine: Float[Tensor, " d_sae"]
+    number: Int[Tensor, " directions"]
+    cosine: Float[Tensor, " directions"]
 
 
-def closest_features(features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]) -> Closest:
-    """Return each direction's feature of largest absolute cosine."""
-    parts = [part.abs_().max(dim=1) for part in cosine_parts(directions, features)]
+def closest_among(among: Float[Tensor, "others d_in"], directions: Float[Tensor, "directions d_in"]) -> Closest:
+    """Return what each direction has the largest absolute cosine with."""
+    parts = [part.abs_().max(dim=1) for part in cosine_parts(directions, among)]
     return Closest(torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts]))
 
 
 class _Tally:
-    """Running counts over batches."""
+    """Running counts over batches.
+
+    Attributes:
+        feature: that each latent points at.
+        latent: whose direction is closest to each feature.
+        fires: rows in which each latent fires.
+        both: rows in which its feature is active, too.
+        served: rows in which each feature is active, and its latent fires.
+    """
 
     def __init__(
         self, sae: SparseAutoencoder, feature: Int[Tensor, " d_sae"], latent: Int[Tensor, " n_features"]
@@ -188,7 +198,7 @@ def _scored(tally: _Tally, positives: Int[Tensor, " d_sae"], closest: Closest) -
     }
     items = {
         "latent": list(range(count)),
-        "feature": closest.feature.tolist(),
+        "feature": closest.number.tolist(),
         "absolute_cosine": closest.cosine.tolist(),
         "fires": tally.fires.tolist(),
         "both": tally.both.tolist(),
@@ -217,7 +227,7 @@ def register_metrics() -> list[MetricSpec]:
         MetricSpec(
             config=FeatureFiringConfig,
             build=FeatureFiring,
-            summary="Precision, recall and F1 of latents against the features they point at; silent latents",
+            summary="Precision, recall and F1 of latents against features, from both sides; silent latents",
             source=_SOURCE,
         )
     ]

@@ -269,7 +269,7 @@ PROBLEMS = [
     ("{type: topkk}", "registry.yaml:6:", "no architecture that is trained is called 'topkk'; did you mean 'topk'?"),
     ("{type: pretrained}", "registry.yaml:6:", "no architecture that is trained is called 'pretrained'"),
     ("{}", "registry.yaml:6:", "the key `type` is missing; installed: batch_topk"),
-    ("{type: topk, k: 3}", "registry.yaml:6:", "unknown key 'k'; allowed: aux_coefficient, type"),
+    ("{type: topk, k: 3}", "registry.yaml:6:", "unknown key 'k'; allowed: aux_coefficient, aux_k, type"),
     ("{type: topk, aux_coefficient: -1}", "registry.yaml:6:", "aux_coefficient: input should be greater than or equal"),
 ]
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from saebench_plugins.metrics.feature_firing import FeatureFiring, FeatureFiringConfig, closest_among
+from saebench_plugins.metrics.feature_firing import FeatureFiring, FeatureFiringConfig, closest_features
 from saebench_plugins.metrics.feature_matching import FeatureMatching, FeatureMatchingConfig, absolute_cosines, matched
 
 from saebench_core.errors import PluginError
@@ -109,7 +109,6 @@ def test_a_perfect_sae_fires_with_its_features():
     assert scored.items["fires"] == scored.items["both"] == scored.items["feature_fires"]
     alive = torch.tensor(scored.items["fires"]) > 0
     assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(float(alive.double().mean()))
-    assert found["feature_precision"] == found["feature_recall"] == found["feature_f1"] == 1.0
     assert found["support_precision"] == 1.0 and 0.8 < found["shrinkage"] < 1.0
 
 
@@ -127,14 +126,6 @@ def test_firing_by_hand(context):
     assert found["precision"] == pytest.approx((three + seven) / 3)
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["f1"] == pytest.approx((2 * three / (1 + three) + 2 * seven / (1 + seven)) / 3)
-    by_feature = [found[f"feature_{name}"] for name in ("precision", "recall", "f1")]
-    closest = closest_among(decoder, truth).number
-    shares = torch.bincount(codes, minlength=len(truth)).double() / ROWS
-    always = (closest != 1) & (shares > 0)  # where the closest latent always fires
-    seen = int((shares > 0).sum())
-    assert by_feature[0] == pytest.approx(float(shares[always].sum()) / seen)
-    assert by_feature[1] == pytest.approx(int(always.sum()) / seen)
-    assert by_feature[2] == pytest.approx(float((2 * shares / (1 + shares))[always].sum()) / seen)
     assert found["support_precision"] == pytest.approx((three + seven) / 2)
     assert found["silent"] == pytest.approx(1 / 3)
 
@@ -144,16 +135,11 @@ def test_counts_equal_those_of_dense_tables(context):
     found, scored, _ = firing(context, sae)
     x = torch.cat([batch.inputs for batch in context.backbone.stream("activations", "evaluation", 0, ROWS)])
     fired = sae.encode(x).to_dense() != 0
-    feature = closest_among(context.backbone.features(), sae.w_dec).number
+    feature = closest_features(context.backbone.features(), sae.w_dec).feature
     true = context.backbone.codes("evaluation", 0, ROWS).to_dense()[:, feature] > 0
     assert scored.items["fires"] == fired.sum(0).tolist()
     assert scored.items["both"] == (fired & true).sum(0).tolist()
     assert scored.items["feature_fires"] == true.sum(0).tolist()
-    active = context.backbone.codes("evaluation", 0, ROWS).to_dense() > 0
-    told = fired[:, closest_among(sae.w_dec, context.backbone.features()).number]
-    both, seen = (told & active).sum(0).double(), active.sum(0) > 0
-    f1 = (2 * both / (told.sum(0) + active.sum(0)).clamp(min=1))[seen]  # the same as from precision and recall
-    assert found["feature_f1"] == pytest.approx(float(f1.mean()))
     norms = sae.reconstruct(x).norm(dim=1) / x.norm(dim=1)
     assert found["shrinkage"] == pytest.approx(float(norms[x.norm(dim=1) > 1e-6].mean()), rel=1e-5)
 
@@ -165,7 +151,6 @@ def test_an_sae_that_never_fires_says_so(context):
     found, _, _ = firing(context, sae, rows=200)
     assert isinstance(found["support_precision"], NotApplicable)
     assert (found["precision"], found["recall"], found["f1"], found["silent"]) == (0.0, 0.0, 0.0, 1.0)
-    assert [found[f"feature_{name}"] for name in ("precision", "recall", "f1")] == [0.0, 0.0, 0.0]
 
 
 def test_a_perfect_dictionary_is_silent_as_often_as_expected(context):

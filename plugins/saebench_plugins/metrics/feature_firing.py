@@ -33,8 +33,6 @@ from saebench_plugins.metrics._known_features import BATCH, evaluated, fired_fea
 _SOURCE = "SynthSAEBench (arXiv 2602.14687), section on metrics"
 _OWN = "saebench_core"
 _SMALL_NORM = 1e-6
-_FEATURE_SHARES = ("feature_precision", "feature_recall", "feature_f1")
-_SHARES = ("precision", "recall", "f1", *_FEATURE_SHARES, "support_precision")
 
 
 class FeatureFiringConfig(MetricConfig):
@@ -47,8 +45,6 @@ class FeatureFiringConfig(MetricConfig):
 class FeatureFiring(Metric):
     """Latents as classifiers: each tells whether the feature with the largest ``|cos(f, d_j)|`` is active.
 
-    The other way round, each feature is told by the latent with the largest one, which may tell several.
-
     A latent fires where its code is above rounding, 1e-5 of the row's norm.
     """
 
@@ -58,17 +54,17 @@ class FeatureFiring(Metric):
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores."""
         of = "of a latent against argmax_f |cos(f, d_j)|, mean over latents, 0 where undefined"
-        by = "of argmax_j |cos(f, d_j)| against a feature, mean over features that fire, 0 where undefined"
+        shares = {
+            "precision": f"rows in which both fire / rows in which the latent fires, {of}",
+            "recall": f"rows in which both fire / rows in which the feature fires, {of}",
+            "f1": f"2 precision recall / (precision + recall) {of}",
+        }
         support = "share of all active codes whose latent points at a feature that is active in the row"
         shrinkage = f"mean over rows with norm above {_SMALL_NORM:g} of ||x_hat|| / ||x||"
         return {
             **{
                 name: ScoreInfo("higher", "share", 0.0, 1.0, "both", formula, _SOURCE, headline=name == "f1")
-                for name, formula in zip(("precision", "recall", "f1"), _formulas(of), strict=True)
-            },
-            **{
-                name: ScoreInfo("higher", "share", 0.0, 1.0, "both", formula, _OWN)
-                for name, formula in zip(_FEATURE_SHARES, _formulas(by), strict=True)
+                for name, formula in shares.items()
             },
             "support_precision": ScoreInfo("higher", "share", 0.0, 1.0, "both", support, _OWN),
             "shrinkage": ScoreInfo("none", "ratio", 0.0, None, "both", shrinkage, _SOURCE),
@@ -97,68 +93,47 @@ class FeatureFiring(Metric):
         expected = float(torch.exp(self.config.rows * torch.log1p(-probabilities)).mean())
         return Prepared(
             tensors={"features": features, "counts": counts},
-            floors={**dict.fromkeys(_SHARES, 0.0), "silent": 1.0},
-            ceilings={**dict.fromkeys(_SHARES, 1.0), "silent": expected},
+            floors={"precision": 0.0, "recall": 0.0, "f1": 0.0, "support_precision": 0.0, "silent": 1.0},
+            ceilings={"precision": 1.0, "recall": 1.0, "f1": 1.0, "support_precision": 1.0, "silent": expected},
         )
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Return the scores, and each latent's feature with its counts."""
         sae, truth = subject.sae, truth_of(context, "feature_firing")
         features = prepared.tensors["features"].to(sae.device)
-        closest = closest_among(features, sae.w_dec)
-        tally = _Tally(sae, closest.number, closest_among(sae.w_dec, features).number)
+        closest = closest_features(features, sae.w_dec)
+        tally = _Tally(sae, closest.feature, features.shape[0])
         for x, codes in evaluated(context, truth, self.config.rows):
             tally.add(x, codes)
-        counts = prepared.tensors["counts"].to(sae.device)
-        scored = _scored(tally, counts[closest.number], closest)
-        return Scored({**scored.scores, **_by_feature(tally, counts)}, scored.items)
-
-
-def _formulas(of: str) -> tuple[str, str, str]:
-    """Return the formulas of precision, recall and F1."""
-    return (
-        f"rows in which both fire / rows in which the latent fires, {of}",
-        f"rows in which both fire / rows in which the feature fires, {of}",
-        f"2 precision recall / (precision + recall) {of}",
-    )
+        positives = prepared.tensors["counts"].to(sae.device)[closest.feature]
+        return _scored(tally, positives, closest)
 
 
 class Closest(NamedTuple):
-    """What each direction is closest to.
+    """The feature that each latent points at.
 
     Attributes:
-        number: of that feature or latent.
+        feature: its number.
         cosine: absolute cosine with it.
     """
 
-    number: Int[Tensor, " directions"]
-    cosine: Float[Tensor, " directions"]
+    feature: Int[Tensor, " d_sae"]
+    cosine: Float[Tensor, " d_sae"]
 
 
-def closest_among(among: Float[Tensor, "others d_in"], directions: Float[Tensor, "directions d_in"]) -> Closest:
-    """Return what each direction has the largest absolute cosine with."""
-    parts = [part.abs_().max(dim=1) for part in cosine_parts(directions, among)]
+def closest_features(features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"]) -> Closest:
+    """Return each direction's feature of largest absolute cosine."""
+    parts = [part.abs_().max(dim=1) for part in cosine_parts(directions, features)]
     return Closest(torch.cat([part.indices for part in parts]), torch.cat([part.values for part in parts]))
 
 
 class _Tally:
-    """Running counts over batches.
+    """Running counts over batches."""
 
-    Attributes:
-        feature: that each latent points at.
-        latent: whose direction is closest to each feature.
-        fires: rows in which each latent fires.
-        both: rows in which its feature is active, too.
-        served: rows in which each feature is active, and its latent fires.
-    """
-
-    def __init__(
-        self, sae: SparseAutoencoder, feature: Int[Tensor, " d_sae"], latent: Int[Tensor, " n_features"]
-    ) -> None:
-        self.sae, self.feature, self.latent = sae, feature, latent
+    def __init__(self, sae: SparseAutoencoder, feature: Int[Tensor, " d_sae"], n_features: int) -> None:
+        self.sae, self.feature, self.n_features = sae, feature, n_features
         self.fires = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         self.both = torch.zeros_like(self.fires)
-        self.served = torch.zeros_like(latent)
         self.ratio, self.measured = 0.0, 0
 
     def add(self, x: Tensor, truth: Codes) -> None:
@@ -167,11 +142,8 @@ class _Tally:
         rows, cols = fired_latents(codes, x)
         self.fires += torch.bincount(cols, minlength=self.sae.d_sae)
         true_rows, true_cols = fired_features(truth, rows.device)
-        count, d_sae = self.latent.numel(), self.sae.d_sae
-        hit = torch.isin(rows * count + self.feature[cols], true_rows * count + true_cols)
-        self.both += torch.bincount(cols[hit], minlength=d_sae)
-        found = torch.isin(true_rows * d_sae + self.latent[true_cols], rows * d_sae + cols)
-        self.served += torch.bincount(true_cols[found], minlength=count)
+        hit = torch.isin(rows * self.n_features + self.feature[cols], true_rows * self.n_features + true_cols)
+        self.both += torch.bincount(cols[hit], minlength=self.sae.d_sae)
         norms, made = x.double().norm(dim=1), self.sae.decode(codes).double().norm(dim=1)
         there = norms > _SMALL_NORM
         self.ratio += float((made[there] / norms[there]).sum())
@@ -198,26 +170,13 @@ def _scored(tally: _Tally, positives: Int[Tensor, " d_sae"], closest: Closest) -
     }
     items = {
         "latent": list(range(count)),
-        "feature": closest.number.tolist(),
+        "feature": closest.feature.tolist(),
         "absolute_cosine": closest.cosine.tolist(),
         "fires": tally.fires.tolist(),
         "both": tally.both.tolist(),
         "feature_fires": positives.tolist(),
     }
     return Scored(scores, items)
-
-
-def _by_feature(tally: _Tally, positives: Int[Tensor, " n_features"]) -> dict[str, Score | NotApplicable]:
-    """Return how well the latent closest to each feature tells that it is active."""
-    seen = positives > 0
-    if not bool(seen.any()):
-        return dict.fromkeys(_FEATURE_SHARES, NotApplicable("no feature fires in the evaluation rows"))
-    both = tally.served[seen].double()
-    precision = both / tally.fires[tally.latent[seen]].double().clamp(min=1)
-    recall = both / positives[seen].double()
-    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-300)
-    values = zip(_FEATURE_SHARES, (precision, recall, f1), strict=True)
-    return {name: Score(float(value.mean()), both.numel()) for name, value in values}
 
 
 @hookimpl
@@ -227,7 +186,7 @@ def register_metrics() -> list[MetricSpec]:
         MetricSpec(
             config=FeatureFiringConfig,
             build=FeatureFiring,
-            summary="Precision, recall and F1 of latents against features, from both sides; silent latents",
+            summary="Precision, recall and F1 of latents against the features they point at; silent latents",
             source=_SOURCE,
         )
     ]

@@ -51,9 +51,8 @@ def worlds(opened: Any) -> dict[str, str]:
         if isinstance(backbone, GroundTruth):
             backbone.prepare(KitContext(Path("unused")))
             selection = backbone.codes("evaluation", 0, WORLD_ROWS).selection
-            found[entry.name] = sha256(selection.rows.numpy().tobytes() + selection.cols.numpy().tobytes()).hexdigest()[
-                :16
-            ]
+            fired = selection.rows.numpy().tobytes() + selection.cols.numpy().tobytes()
+            found[entry.name] = sha256(fired).hexdigest()[:16]
     return found
 
 
@@ -165,7 +164,7 @@ def _stands(row: Data, piece: Data, found: Data) -> bool:
     """Say whether a stored cell is one of the registry's, in the world that its backbone draws now."""
     if row["id"] not in found["order"]:
         return False
-    now = found["worlds"].get(found["order"][row["id"]].get("backbone"))
+    now = found["worlds"].get(found["order"][row["id"]]["backbone"])
     return bool(piece["worlds"].get(row["backbone"]) == now)
 
 

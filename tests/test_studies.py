@@ -283,9 +283,9 @@ def test_of_a_cell_the_newest_result_counts_and_what_the_registry_has_no_more_is
         return {**cell("topk", "trained", 0, value), "id": name, "seconds": 1.0}
 
     def collected(rows, failed):
-        plain = {"registry": "r", "versions": {}, "charts": {}, "limits": {"toy": {"floor": {}, "ceiling": {}}}}
-        plain["worlds"] = {}
-        return {**plain, "order": {key: {} for key in "abcd"}, "cells": rows, "failed": failed}
+        limits = {"toy": {"floor": {}, "ceiling": {}}}
+        plain = {"registry": "r", "versions": {}, "charts": {}, "worlds": {"toy": "w"}, "limits": limits}
+        return {**plain, "order": {key: {"backbone": "toy"} for key in "abcd"}, "cells": rows, "failed": failed}
 
     before = {**collected([row("a", 0.25), row("b", 0.5), row("gone", 1.0)], []), "charts": {}}
     found = studies.merged(collected([row("a", 0.75)], ["b", "c"]), before)

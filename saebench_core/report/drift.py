@@ -86,6 +86,7 @@ def _panel(
 
 def _explained(values: Mapping[str, Sequence[float]]) -> str:
     """Tell what the first trained SAE explains by then: directions may be where they were drawn, and it nearly done."""
-    for name, mine in values.items():
-        return f" · {name} explains {fmean(mine):.3f}"
-    return ""
+    if not values:
+        return ""
+    name, mine = next(iter(values.items()))
+    return f" · {name} explains {fmean(mine):.3f}"

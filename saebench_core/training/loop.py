@@ -210,11 +210,8 @@ class _Group:
                     _LOGGER.warning("no checkpoint of %s at step %d: %s", name, self.done[name], error)
 
     def _note_drift(self, name: str, done: int) -> None:
-        trainee = self.trainees[name]
-        curve, moved = (
-            self.curves[name],
-            drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps),
-        )
+        trainee, curve = self.trainees[name], self.curves[name]
+        moved = drift_summary(trainee.sae, trainee.start, trainee.alive, done, done / self.steps)
         if done:  # before the first step nothing of a plugin has run in this group
             variance = curve.heldout[done] if done in curve.heldout else trainee.heldout_variance(self.heldout)
             moved |= {"explained_variance": variance} if math.isfinite(variance) else {}

@@ -15,6 +15,7 @@ from tests.helpers.contexts import FakeContext
 from tests.helpers.training import generator
 
 ROWS = 10 * 4096
+HALF = torch.full((50,), 0.5)
 KINDS = [{"type": "low_rank", "rank": 2, "scale": 0.5}, {"type": "full", "scale": 0.8, "degrees": 3}]
 
 
@@ -51,22 +52,22 @@ def test_pairs_fire_together_as_often_as_two_normals_are_above_their_thresholds(
 
 @pytest.mark.parametrize("drawn", [LowRankCorrelation(rank=3, scale=2.0), LowRankCorrelation(), FullCorrelation()])
 def test_variances_are_one(drawn):
-    found = drawn.draw(50, generator(0))
+    found = drawn.draw(HALF, generator(0))
     assert torch.allclose(found.correlation().diagonal(), torch.ones(50), atol=1e-5)
     assert float(torch.linalg.eigvalsh(found.correlation()).min()) > 0
 
 
 def test_a_full_correlation_is_of_full_rank_and_a_few_degrees_are_as_many_causes():
     for drawn, rank in ((FullCorrelation(scale=1.0), 50), (FullCorrelation(scale=1.0, degrees=4), 4)):
-        found = drawn.draw(50, generator(0)).correlation().double()
+        found = drawn.draw(HALF, generator(0)).correlation().double()
         assert int(torch.linalg.matrix_rank(found, rtol=1e-6)) == rank
-    half = FullCorrelation(scale=0.5).draw(50, generator(0)).correlation()
-    whole = FullCorrelation(scale=1.0).draw(50, generator(0)).correlation()
+    half = FullCorrelation(scale=0.5).draw(HALF, generator(0)).correlation()
+    whole = FullCorrelation(scale=1.0).draw(HALF, generator(0)).correlation()
     torch.testing.assert_close(half, 0.5 * whole + 0.5 * torch.eye(50), atol=1e-6, rtol=0)
 
 
 def test_loadings_beyond_the_limit_leave_a_hundredth():
-    found = LowRankCorrelation(rank=3, scale=50.0).draw(50, generator(0))
+    found = LowRankCorrelation(rank=3, scale=50.0).draw(HALF, generator(0))
     assert torch.allclose(found.own.square(), torch.full((50,), 0.01), atol=1e-5)
 
 

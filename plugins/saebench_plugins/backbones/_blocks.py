@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from saebench_plugins.backbones._firing import Law
+from saebench_plugins.backbones._firing import Entries, Law
 from saebench_plugins.backbones._hierarchy import Forest
 from saebench_plugins.backbones._magnitudes import Magnitudes
 
@@ -32,13 +32,13 @@ class Block(NamedTuple):
     values: Float[Tensor, " entries"]
 
 
-class _Entries(NamedTuple):
+class _Active(NamedTuple):
     rows: Int[Tensor, " entries"]
     cols: Int[Tensor, " entries"]
     values: Float[Tensor, " entries"]
 
-    def at(self, which: Tensor) -> _Entries:
-        return _Entries(self.rows[which], self.cols[which], self.values[which])
+    def at(self, which: Tensor) -> _Active:
+        return _Active(self.rows[which], self.cols[which], self.values[which])
 
 
 @final
@@ -47,8 +47,8 @@ class Drawing:
     """How blocks are drawn.
 
     Attributes:
-        probabilities: to draw features with, where their parents fire.
-        law: how features fire beside each other.
+        probabilities: of features, where their parents fire.
+        law: how features fire beside each other, as often as that.
         magnitudes: how strongly they do.
         forest: which features need which.
     """
@@ -59,11 +59,9 @@ class Drawing:
     forest: Forest | None
 
     @cached_property
-    def _first(self) -> tuple[Int[Tensor, " some"], Law]:
-        """Features that need no parent, and their law."""
-        first = torch.arange(self.probabilities.numel(), device="cpu")
-        first = first if self.forest is None else self.forest.without_parent()
-        return first, self.law.of(first)
+    def _law_above(self) -> Law:
+        """The law of what needs no parent."""
+        return self.law if self.forest is None else self.law.of(self.forest.without_parent)
 
     def rates(self) -> Float[Tensor, " n_features"]:
         """Return how often features fire, in a forest as if the law were independence."""
@@ -72,15 +70,13 @@ class Drawing:
 
     def block(self, generator: Generator) -> Block:
         """Draw a block: what needs no parent, then, level by level, children of what fires."""
-        if self.forest is None:
-            fired, _ = self.law.everywhere(self.probabilities, BLOCK, generator)
-            return self._strong(Block(fired.bounds, fired.cols, _normal(fired.cols, generator)))
-        first, law = self._first
-        fired, causes = law.everywhere(self.probabilities[first], BLOCK, generator)
-        cols = first[fired.cols]
+        fired, causes = self._law_above.everywhere(BLOCK, generator)
+        cols = fired.cols if self.forest is None else self.forest.without_parent[fired.cols]
         block = self._strong(Block(fired.bounds, cols, _normal(cols, generator)))
+        if self.forest is None:
+            return block
         rows = torch.arange(BLOCK, device="cpu").repeat_interleave(block.bounds.diff())
-        levels = [_Entries(rows, block.cols, block.values)]
+        levels = [_Active(rows, block.cols, block.values)]
         above = levels[0].at(block.cols < self.forest.levels[0][1])
         for level in range(1, len(self.forest.levels)):
             above = self._children(self.forest, level, above, causes, generator)
@@ -97,26 +93,26 @@ class Drawing:
         return Block(torch.searchsorted(which, drawn.bounds), drawn.cols[which], values[which])
 
     def _children(
-        self, forest: Forest, level: int, above: _Entries, causes: Float[Tensor, "rows causes"], generator: Generator
-    ) -> _Entries:
+        self, forest: Forest, level: int, above: _Active, causes: Float[Tensor, "rows causes"], generator: Generator
+    ) -> _Active:
         """Draw the children of entries; of exclusive ones that fire together any stays."""
         cols = forest.children(level, above.cols)
         rows = above.rows[:, None].expand(cols.shape)
-        fires = self.law.at(self.probabilities, causes, rows.flatten(), cols.flatten(), generator).view(cols.shape)
+        fires = self.law.at(causes, Entries(rows.flatten(), cols.flatten()), generator).view(cols.shape)
         values = self.magnitudes.of(cols, _normal(cols, generator))
         fires &= values > 0
         lot = torch.rand(cols.shape, generator=generator, dtype=torch.float64, device="cpu").where(fires, -1.0)
         fires &= ~forest.exclusive[above.cols, None] | (lot == lot.amax(dim=1, keepdim=True))
         if forest.scale_by_parent:
             values = values * (above.values / self.magnitudes.means(above.cols))[:, None]
-        return _Entries(rows[fires], cols[fires], values[fires])
+        return _Active(rows[fires], cols[fires], values[fires])
 
 
 def _normal(like: Tensor, generator: Generator) -> Float[Tensor, "*entries"]:
     return torch.randn(like.shape, generator=generator, device="cpu")
 
 
-def _joined(parts: list[_Entries], count: int) -> Block:
+def _joined(parts: list[_Active], count: int) -> Block:
     """Return entries of all levels, rows and features ascending."""
     rows, cols, values = (torch.cat(column) for column in zip(*parts, strict=True))
     order = (rows * count + cols).argsort()

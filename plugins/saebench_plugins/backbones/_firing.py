@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
@@ -26,6 +27,21 @@ class Fired(NamedTuple):
     cols: Int[Tensor, " entries"]
 
 
+class Entries(NamedTuple):
+    """Places in a block.
+
+    Attributes:
+        rows: of the block.
+        cols: features.
+    """
+
+    rows: Int[Tensor, " entries"]
+    cols: Int[Tensor, " entries"]
+
+
+Mask = Bool[Tensor, " entries"]
+
+
 class Law(ABC):
     """How features fire beside each other: each as often as its probability says."""
 
@@ -34,48 +50,37 @@ class Law(ABC):
         """Return the law of some of the features."""
 
     @abstractmethod
-    def everywhere(
-        self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator
-    ) -> tuple[Fired, Float[Tensor, "rows causes"]]:
+    def everywhere(self, rows: int, generator: Generator) -> tuple[Fired, Float[Tensor, "rows causes"]]:
         """Draw all features in new rows, and what they share there."""
 
     @abstractmethod
-    def at(
-        self,
-        probabilities: Float[Tensor, " n_features"],
-        causes: Float[Tensor, "rows causes"],
-        rows: Int[Tensor, " entries"],
-        cols: Int[Tensor, " entries"],
-        generator: Generator,
-    ) -> Bool[Tensor, " entries"]:
+    def at(self, causes: Float[Tensor, "rows causes"], entries: Entries, generator: Generator) -> Mask:
         """Draw single features, each in one of the rows that share these causes."""
 
 
 @final
+@dataclass(frozen=True)
 class Independence(Law):
-    """Features share nothing."""
+    """Features share nothing.
 
-    def of(self, features: Int[Tensor, " some"]) -> Law:
-        """Return itself."""
-        return self
+    Attributes:
+        probabilities: of the features.
+    """
 
-    def everywhere(
-        self, probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator
-    ) -> tuple[Fired, Float[Tensor, "rows causes"]]:
+    probabilities: Float[Tensor, " n_features"]
+
+    def of(self, features: Int[Tensor, " some"]) -> Independence:
+        """Return the probabilities of some of the features."""
+        return Independence(self.probabilities[features])
+
+    def everywhere(self, rows: int, generator: Generator) -> tuple[Fired, Float[Tensor, "rows causes"]]:
         """Draw only what fires."""
-        return fire_independently(probabilities, rows, generator), torch.empty(rows, 0, device="cpu")
+        return fire_independently(self.probabilities, rows, generator), torch.empty(rows, 0, device="cpu")
 
-    def at(
-        self,
-        probabilities: Float[Tensor, " n_features"],
-        causes: Float[Tensor, "rows causes"],
-        rows: Int[Tensor, " entries"],
-        cols: Int[Tensor, " entries"],
-        generator: Generator,
-    ) -> Bool[Tensor, " entries"]:
+    def at(self, causes: Float[Tensor, "rows causes"], entries: Entries, generator: Generator) -> Mask:
         """Throw a coin for each."""
-        uniform = torch.rand(cols.shape, generator=generator, dtype=torch.float64, device="cpu")
-        return uniform < probabilities[cols]
+        uniform = torch.rand(entries.cols.shape, generator=generator, dtype=torch.float64, device="cpu")
+        return uniform < self.probabilities[entries.cols]
 
 
 def fire_independently(probabilities: Float[Tensor, " n_features"], rows: int, generator: Generator) -> Fired:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -116,8 +117,9 @@ class Forest:
             found[children] = found[parent] * kept
         return found
 
+    @cached_property
     def without_parent(self) -> Int[Tensor, " some"]:
-        """Return the features that need no other one, ascending: the roots, and what stands in no tree."""
+        """Features that need no other one, ascending: the roots, and what stands in no tree."""
         return (self.parents < 0).nonzero()[:, 0]
 
     def children(self, level: int, parents: Int[Tensor, " some"]) -> Int[Tensor, "some branching"]:

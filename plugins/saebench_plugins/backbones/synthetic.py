@@ -85,28 +85,39 @@ class Synthetic(Backbone):
         config = self.config
         expected = config.probability.expected_sum(config.n_features)
         known = config.hierarchy is None and config.magnitude is None  # else they fire less often than drawn
-        trees, causes = config.hierarchy, 0
-        dense = config.n_features if config.correlation is not None else 0
-        seconds = 1e-7 + 1e-8 * expected * (1 + config.d_in / 100)
-        if trees is not None:
-            seconds += 1e-7 * expected * trees.branching
-            dense = max(0, dense - trees.size + trees.roots)  # children are drawn where their parents fire
-        if config.correlation is not None:
-            causes = config.correlation.causes(config.n_features)
-            seconds += (1.2e-8 + 2e-10 * causes) * dense + (
-                1e-9 * causes * expected * (trees.branching if trees else 0)
-            )
+        loadings = config.n_features * self._causes
         return BackboneDescription(
             modality="synthetic",
             sites={self.site: config.d_in},
             regenerates=True,
             memory_bytes=8 * config.n_features * config.d_in
             + 64 * BLOCK * config.d_in
-            + 4096 * dense
-            + 28 * config.n_features * causes,
-            seconds_per_row=seconds,
+            + 4096 * self._dense
+            + 28 * loadings,
+            seconds_per_row=self._seconds_per_row(expected),
             facts={"n_features": config.n_features} | ({"expected_l0": round(expected, 3)} if known else {}),
         )
+
+    @property
+    def _causes(self) -> int:
+        """Numbers that features share in a row."""
+        correlation = self.config.correlation
+        return 0 if correlation is None else correlation.causes(self.config.n_features)
+
+    @property
+    def _dense(self) -> int:
+        """Features of which each has a number in every row; children are drawn where their parents fire."""
+        config, trees = self.config, self.config.hierarchy
+        if config.correlation is None:
+            return 0
+        return config.n_features if trees is None else config.n_features - trees.size + trees.roots
+
+    def _seconds_per_row(self, expected: float) -> float:
+        """Estimate by how many features fire, how many children these have, and what is drawn in every row."""
+        trees = self.config.hierarchy
+        children = 0.0 if trees is None else expected * trees.branching
+        fired = 1e-8 * expected * (1 + self.config.d_in / 100)
+        return 1e-7 + fired + (1e-7 + 1e-9 * self._causes) * children + (1.2e-8 + 2e-10 * self._causes) * self._dense
 
     def prepare(self, context: Context) -> None:
         """Draw directions and probabilities, strengths and bias where there are any."""
@@ -123,15 +134,15 @@ class Synthetic(Backbone):
     def _drawn(self, count: int) -> Drawing:
         """Draw what is drawn once: probabilities, who needs whom, what is shared, strengths."""
         config, forest = self.config, None
-        law: Law = Independence()
         magnitudes: Magnitudes = LogNormal(config.lognormal_sigma)
         probabilities = config.probability.draw(count, self._generator("probabilities"))
         if config.hierarchy is not None:
             forest = config.hierarchy.grow(count, self._generator("hierarchy"))
             if config.hierarchy.compensate:
                 probabilities = forest.compensated(probabilities)
+        law: Law = Independence(probabilities)
         if config.correlation is not None:
-            law = config.correlation.draw(count, self._generator("correlation"))
+            law = config.correlation.draw(probabilities, self._generator("correlation"))
         if config.magnitude is not None:
             magnitudes = config.magnitude.draw(count, self._generator("magnitudes"))
         return Drawing(probabilities, law, magnitudes, forest)

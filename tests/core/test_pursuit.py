@@ -84,9 +84,14 @@ def told(page: str) -> dict[tuple[int, str], float]:
     return found
 
 
-def test_the_theory_pages_table_is_what_a_pursuit_reaches():
+@pytest.mark.parametrize(
+    ("keys", "apart"),
+    [({"probability": {"type": "constant", "p": 0.00625}}, 0.0), ({}, 0.02)],
+    ids=["constant", "log_uniform"],
+)
+def test_the_theory_pages_table_is_what_a_pursuit_reaches(keys, apart):
     page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text(encoding="utf-8")
-    world = build("backbone", "synthetic", probability={"type": "constant", "p": 0.00625})
+    world = build("backbone", "synthetic", **keys)
     world.prepare(FakeContext(None))
     x = next(iter(world.stream("activations", "evaluation", 0, 512))).inputs
     numbers = told(page)
@@ -94,4 +99,4 @@ def test_the_theory_pages_table_is_what_a_pursuit_reaches():
         dictionary = world.features() if name == "true" else normal(int(name), 100, seed=7)
         left = x - pursue(x, dictionary, k).to_dense() @ dictionary
         explained = 1 - float(left.square().sum() / (x - x.mean(0)).square().sum())
-        assert explained == pytest.approx(numbers[k, name], abs=0.015), (k, name)
+        assert explained == pytest.approx(numbers[k, name], abs=0.015 + apart), (k, name)

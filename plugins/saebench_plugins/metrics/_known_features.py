@@ -37,6 +37,21 @@ def truth_of(context: MetricContext, metric: str) -> GroundTruth:
     return context.backbone
 
 
+def frequency_groups(probabilities: Float[Tensor, " n_features"], count: int) -> Int[Tensor, " n_features"]:
+    """Return every feature's group of ``count`` of equal size by frequency, from 0 for the rarest."""
+    rank = torch.argsort(torch.argsort(probabilities, stable=True), stable=True)
+    return rank * count // probabilities.numel()
+
+
+def times_fired(truth: GroundTruth, rows: int) -> Int[Tensor, " n_features"]:
+    """Return in how many of the evaluation rows each feature is active, on the CPU."""
+    counts = torch.zeros(truth.probabilities().numel(), dtype=torch.int64)
+    for start in range(0, rows, BATCH):
+        codes = truth.codes("evaluation", start, min(BATCH, rows - start))
+        counts += torch.bincount(fired_features(codes, counts.device)[1], minlength=counts.numel())
+    return counts
+
+
 def evaluated(context: MetricContext, truth: GroundTruth, rows: int) -> Iterator[tuple[Tensor, Codes]]:
     """Yield evaluation rows ``(part, d_in)`` with their true codes."""
     start = 0

@@ -28,7 +28,14 @@ from saebench_core import (
     hookimpl,
 )
 from saebench_plugins.metrics._cosines import cosine_parts
-from saebench_plugins.metrics._known_features import BATCH, evaluated, fired_features, fired_latents, truth_of, unknown
+from saebench_plugins.metrics._known_features import (
+    evaluated,
+    fired_features,
+    fired_latents,
+    times_fired,
+    truth_of,
+    unknown,
+)
 
 _SOURCE = "SynthSAEBench (arXiv 2602.14687), section on metrics"
 _OWN = "saebench_core"
@@ -86,13 +93,9 @@ class FeatureFiring(Metric):
         """
         truth = truth_of(context, "feature_firing")
         features, probabilities = truth.features(), truth.probabilities().double()
-        counts = torch.zeros(features.shape[0], dtype=torch.int64)
-        for start in range(0, self.config.rows, BATCH):
-            codes = truth.codes("evaluation", start, min(BATCH, self.config.rows - start))
-            counts += torch.bincount(fired_features(codes, counts.device)[1], minlength=features.shape[0])
         expected = float(torch.exp(self.config.rows * torch.log1p(-probabilities)).mean())
         return Prepared(
-            tensors={"features": features, "counts": counts},
+            tensors={"features": features, "counts": times_fired(truth, self.config.rows)},
             floors={"precision": 0.0, "recall": 0.0, "f1": 0.0, "support_precision": 0.0, "silent": 1.0},
             ceilings={"precision": 1.0, "recall": 1.0, "f1": 1.0, "support_precision": 1.0, "silent": expected},
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field, PositiveInt, field_validator, model_validator
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from saebench_core import (
     named_generator,
 )
 from saebench_plugins.metrics._cosines import best_cosines
-from saebench_plugins.metrics._known_features import truth_of, unknown
+from saebench_plugins.metrics._known_features import frequency_groups, truth_of, unknown
 from saebench_plugins.metrics._recovery_charts import recovery_charts
 
 _SOURCE = "Sanity Checks for SAEs, eq. 6"
@@ -82,11 +82,6 @@ class FeatureRecovery(Metric):
         digits = len(str(count))
         return [f"fraction_{self.config.threshold:g}_group_{group:0{digits}}" for group in range(1, count + 1)]
 
-    def _group_of(self, probabilities: Float[Tensor, " n_features"]) -> Int[Tensor, " n_features"]:
-        """Return every feature's group by frequency, from 0 for the rarest."""
-        rank = torch.argsort(torch.argsort(probabilities, stable=True), stable=True)
-        return rank * self.config.quantiles // probabilities.numel()
-
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores."""
         share = "share of features with max_j cos(f, d_j) > {:g}"
@@ -117,7 +112,7 @@ class FeatureRecovery(Metric):
         random = torch.randn(features.shape, generator=generator, device="cpu").to(features.device)
         chance = best_cosines(features, random)
         floors = {name: _share(chance, threshold) for name, threshold in self._counted.items()}
-        group = self._group_of(probabilities)
+        group = frequency_groups(probabilities, self.config.quantiles)
         for number, name in enumerate(self._groups):
             own = chance[group == number]
             floors |= {name: _share(own, self.config.threshold)} if own.numel() else {}
@@ -133,7 +128,7 @@ class FeatureRecovery(Metric):
         best = best_cosines(features, subject.sae.w_dec)
         start = best_cosines(features, subject.start_decoder().to(subject.sae.device))
         probabilities, n = prepared.tensors["probabilities"], features.shape[0]
-        group = self._group_of(probabilities)
+        group = frequency_groups(probabilities, self.config.quantiles)
         scores: dict[str, Score | NotApplicable] = {
             "mean": Score(float(best.double().mean()), n),
             "mean_at_start": Score(float(start.double().mean()), n),

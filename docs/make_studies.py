@@ -6,13 +6,14 @@ preset or of another that has them too: a study may be run in pieces, whose work
 ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check`` says what in them is
 not made from it.
 
-A page asks for a table, a figure or what was run in a comment, and what follows it up to the next ``<!-- end -->`` is
-written anew::
+A page asks for a table, a figure, what was run, or where most was reached, in a comment, and what follows it up to the
+next ``<!-- end -->`` is written anew::
 
     <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
     <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
     <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
     <!-- runs data=paper-synthetic,map-width -->
+    <!-- best data=paper-synthetic:variable,map-width score=a/b beside=a/c constraint=trained named=features -->
 
 Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
 the paper's row, ``times=N`` tells shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what
@@ -30,13 +31,13 @@ from pathlib import Path
 from typing import Final
 
 from study_data import collect, merged, pruned, store, stored
-from study_tables import chosen_chart, figure, runs, table
+from study_tables import best, chosen_chart, figure, runs, table
 
 from saebench_core.interfaces.chart import Chart
 
 FOLDER: Final = Path(__file__).parent / "studies"
 END: Final = "<!-- end -->"
-MARKED: Final = re.compile(rf"<!-- (table|figure|runs) (.*?) -->\n.*?{END}", re.DOTALL)
+MARKED: Final = re.compile(rf"<!-- (table|figure|runs|best) (.*?) -->\n.*?{END}", re.DOTALL)
 
 
 def _keys(words: str) -> dict[str, str]:
@@ -80,6 +81,8 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
             raise ValueError(f"{page}: <!-- {kind} {words} --> has no {END}")
         if kind == "runs":
             made = runs({preset: stored(place_of(preset)) for preset in asked["data"].split(",")})
+        elif kind == "best":
+            made = best({place: stored(place_of(place.split(":")[0])) for place in asked["data"].split(",")}, asked)
         elif kind == "table":
             made = table(stored(place_of(asked["data"])), asked)
         else:

@@ -112,6 +112,40 @@ def _series(plain: Mapping[str, Any]) -> Series:
     return Series(**{**plain, **lists})
 
 
+def best(found: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str]) -> str:
+    """Return a Markdown table of the setting in which each architecture has most of a score, and what it has beside it.
+
+    Architectures that differ in what follows a hyphen are one row; a setting's score is the mean over its seeds.
+
+    Args:
+        found: stored results by the name of a preset, or of a preset and one of its backbones (``preset:backbone``).
+        asked: ``score``, ``beside`` (another score), ``constraint``, ``paper`` and ``times`` as for other tables.
+
+    Raises:
+        KeyError: if no cell is left.
+    """
+    settings: dict[tuple[str, str, str], list[Row]] = {}
+    for place, data in found.items():
+        preset, _, only = place.partition(":")
+        for cell in data["cells"]:
+            if cell["constraint"] == asked["constraint"] and only in ("", cell["backbone"]):
+                settings.setdefault((preset, cell["backbone"], cell["architecture"]), []).append(cell)
+    if not settings:
+        raise KeyError(f"constraint: {asked['constraint']}")
+    paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
+    score, beside, times = asked["score"], asked["beside"], float(asked.get("times", 1))
+    tell: Tell = (lambda value: f"{value * times:,.0f}") if "times" in asked else number
+    heads = ("architecture", asked["named"], "the paper", beside.split("/")[1].replace("_", " "), "steps", "setting")
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for kind in dict.fromkeys(name.split("-")[0] for _, _, name in settings):
+        mine = [(where, cells) for where, cells in settings.items() if where[2].split("-")[0] == kind]
+        where, cells = max(mine, key=lambda one: statistics.fmean(cell["scores"][score] for cell in one[1]))
+        setting = f"`{where[1]}` of `{where[0]}`" + (f", `{where[2]}`" if where[2] != kind else "")
+        told = (_text(cells, score, tell), paper.get(kind, ""), _text(cells, beside, number), f"{cells[0]['steps']:,}")
+        lines.append(f"| {' | '.join((kind, *told, setting))} |")
+    return "\n".join(lines)
+
+
 def runs(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a Markdown table of what was run: cells, seeds, steps, flags and time of one thread."""
     heads = ("preset", "cells", "to run", "failed", "seed", "steps", *MARKS, "hours")

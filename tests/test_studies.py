@@ -67,8 +67,7 @@ def test_counts_of_features_and_latents_in_the_toy_world_s_text_are_stored_ones(
     found |= {round(FEATURES * (1 - one["feature_firing/silent"])) for one in scores}
     text = studies.MARKED.sub("", (studies.FOLDER / "synthetic.md").read_text(encoding="utf-8"))
     paper = {297, 225, 1380}
-    toy = text.split("## Maps")[0]
-    told = [int(n.replace(",", "")) for run in COUNTED.findall(toy) for n in re.findall(NUMBER, run)]
+    told = [int(n.replace(",", "")) for run in COUNTED.findall(text) for n in re.findall(NUMBER, run)]
     assert len(told) > 15
     assert set(told) - paper - {FEATURES} <= found
 
@@ -132,6 +131,35 @@ def test_shares_are_told_as_counts(studies):
         "| *floor* | 400 |",
         "| *ceiling* | 3,200 |",
     ]
+
+
+ASKED = {"score": "a/b", "beside": "a/c", "constraint": "trained", "named": "found", "times": "100"}
+
+
+def test_where_most_was_reached_by_hand(studies):
+    plain = [
+        {**cell("topk", "trained", 0, 0.5), "backbone": "fast", "steps": 1000},
+        {**cell("topk", "trained", 1, 0.7), "backbone": "fast", "steps": 1000},
+        {**cell("topk", "trained", 0, 0.65, ["missed_l0"]), "backbone": "slow", "steps": 2000},
+        {**cell("topk", "frozen", 0, 0.99), "backbone": "slow", "steps": 2000},
+        {**cell("relu-wide", "trained", 0, 0.25), "backbone": "slow", "steps": 2000},
+    ]
+    other = [{**cell("topk", "trained", 0, 0.64), "backbone": "fast", "steps": 1000}]
+    heads = ["| architecture | found | the paper | c | steps | setting |", "|---|---|---|---|---|---|"]
+    found = {"one": {"cells": plain}, "two": {"cells": other}}
+    assert studies.best(found, {**ASKED, "paper": "relu:≈30"}).splitlines() == [
+        *heads,
+        "| topk | 65 ‡ |  | 6.500 ‡ | 2,000 | `slow` of `one` |",
+        "| relu | 25 | ≈30 | 2.500 | 2,000 | `slow` of `one`, `relu-wide` |",
+    ]
+    found = {"one:fast": {"cells": plain}, "two": {"cells": other}}
+    assert studies.best(found, ASKED).splitlines() == [*heads, "| topk | 64 |  | 6.400 | 1,000 | `fast` of `two` |"]
+    found = {"one:fast": {"cells": plain}}
+    assert (
+        studies.best(found, ASKED).splitlines()[2] == "| topk | 60 ± 14 |  | 6.000 ± 1.414 | 1,000 | `fast` of `one` |"
+    )
+    with pytest.raises(KeyError, match="constraint: typo"):
+        studies.best(found, {**ASKED, "constraint": "typo"})
 
 
 @pytest.mark.parametrize(

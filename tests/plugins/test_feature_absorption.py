@@ -11,7 +11,7 @@ from saebench_core.interfaces.metric import NotApplicable, Subject
 from saebench_core.rules import ReLU
 from saebench_core.sae import SparseAutoencoder
 from tests.helpers.contexts import FakeContext
-from tests.helpers.training import MemoryBackbone, build, normal
+from tests.helpers.training import MemoryBackbone, build, generator, normal
 
 N, ROWS = 12, 4000
 HIERARCHY = {"roots": 4, "branching": 2, "depth": 1, "exclusive": 1.0, "scale_by_parent": False, "compensate": False}
@@ -145,3 +145,28 @@ def test_it_needs_features_with_parents():
         metric.prepare(FakeContext(None, flat))
     tree = build("backbone", "synthetic", d_in=4, n_features=12, hierarchy=HIERARCHY)
     assert metric.applicable(tree) is None
+
+
+def test_copies_of_a_latent_are_one_with_it_in_any_order(context):
+    """A perfect SAE with a silent copy of every latent absorbs nothing, whichever of the two comes first."""
+    features, _ = truth(context)
+    for order in (torch.arange(2 * N), torch.arange(2 * N).flip(0), torch.randperm(2 * N, generator=generator(1))):
+        directions = features.repeat(2, 1)[order]
+        sae = SparseAutoencoder.start(directions.T, directions, torch.zeros(N), ReLU(), "none")
+        with torch.no_grad():
+            sae.tensors["b_enc"].copy_(torch.where(order < N, -0.1, -1e9))
+        found, scored = score(context, sae)
+        assert found == {"rate": 0.0, "missed": 0.0, "shared": 0.0}
+        places = order.argsort()
+        assert scored.items["child_latent"] == [min(int(places[c]), int(places[c + N])) for c in range(4, N)]
+
+
+def test_a_latent_of_parent_and_child_is_shared_beside_one_of_the_childs_own(context):
+    """Latent 0 lies half-way from root 0 to child 4, latent 4 is as near to the child: the child has both."""
+    features, _ = truth(context)
+    between = features[0] + features[4]
+    decoder = torch.cat([between[None], features[1:4], (features[4] - features[0])[None], features[5:]])
+    found, scored = score(context, sae_of(features, decoder))
+    assert (scored.items["parent"][0], scored.items["parent_latent"][0], scored.items["child_latent"][0]) == (0, 0, 0)
+    assert found["shared"] == pytest.approx(1 / 8)
+    assert scored.items["counted"] == [False] + [True] * 7

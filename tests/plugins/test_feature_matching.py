@@ -105,10 +105,12 @@ def test_a_perfect_sae_fires_with_its_features():
     sae = sae_of(truth, truth)
     with torch.no_grad():
         sae.tensors["b_enc"].fill_(-0.1)  # above rounding, below every magnitude
-    found, scored, _ = firing(context, sae)
+    found, scored, prepared = firing(context, sae)
     assert scored.items["fires"] == scored.items["both"] == scored.items["feature_fires"]
     alive = torch.tensor(scored.items["fires"]) > 0
-    assert found["precision"] == found["recall"] == found["f1"] == pytest.approx(float(alive.double().mean()))
+    share = pytest.approx(float(alive.double().mean()))
+    assert found["precision"] == found["recall"] == found["f1"] == share
+    assert [prepared.ceilings[name] for name in ("precision", "recall", "f1")] == [share] * 3
     assert found["support_precision"] == 1.0 and 0.8 < found["shrinkage"] < 1.0
 
 
@@ -127,6 +129,7 @@ def test_firing_by_hand(context):
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["f1"] == pytest.approx((2 * three / (1 + three) + 2 * seven / (1 + seven)) / 3)
     assert found["support_precision"] == pytest.approx((three + seven) / 2)
+    assert found["support_precision_by_chance"] == pytest.approx((three + seven) / 2)  # they fire whatever the row
     assert found["silent"] == pytest.approx(1 / 3)
 
 
@@ -140,6 +143,8 @@ def test_counts_equal_those_of_dense_tables(context):
     assert scored.items["fires"] == fired.sum(0).tolist()
     assert scored.items["both"] == (fired & true).sum(0).tolist()
     assert scored.items["feature_fires"] == true.sum(0).tolist()
+    chance = (fired.double() @ true.double().mean(0)).sum() / fired.sum()
+    assert found["support_precision_by_chance"] == pytest.approx(float(chance))
     norms = sae.reconstruct(x).norm(dim=1) / x.norm(dim=1)
     assert found["shrinkage"] == pytest.approx(float(norms[x.norm(dim=1) > 1e-6].mean()), rel=1e-5)
 

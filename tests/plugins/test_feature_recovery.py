@@ -147,7 +147,8 @@ def test_a_group_counts_its_own_features(context):
     order = torch.argsort(context.backbone.probabilities())
     known = torch.cat([order[: N // 2][::2], order[N // 2 :]])
     rest = torch.zeros(N - len(known), D)
-    found, scored, _ = score(context, torch.cat([features(context)[known], rest]), quantiles=4)
+    start = features(context)[order[: N // 4]]
+    found, scored, _ = score(context, torch.cat([features(context)[known], rest]), start, quantiles=4)
     groups = [found[f"fraction_0.8_group_{number}"] for number in range(1, 5)]
     by_hand = [
         [c > 0.8 for c, g in zip(scored.items["best_cosine"], scored.items["frequency_group"], strict=True) if g == k]
@@ -155,6 +156,8 @@ def test_a_group_counts_its_own_features(context):
     ]
     assert groups == [pytest.approx(sum(hits) / len(hits)) for hits in by_hand]
     assert groups[2:] == [1.0, 1.0]
+    assert found["fraction_0.8_group_1_at_start"] == pytest.approx(1.0)
+    assert found["fraction_0.8_group_4_at_start"] == 0.0
     assert groups[0] < 0.8
     assert scored.scores["fraction_0.8_group_1"].n == 15
 
@@ -192,6 +195,8 @@ def test_names_follow_the_thresholds():
         "mean_at_start",
         "fraction_0.95_group_1",
         "fraction_0.95_group_2",
+        "fraction_0.95_group_1_at_start",
+        "fraction_0.95_group_2_at_start",
     }
     assert [name for name, info in named.items() if info.headline] == ["fraction_0.95", "mean"]
 

@@ -35,8 +35,10 @@ def test_the_same_directions_in_another_order_and_length_are_stable():
     decoder, start = normal(9, D, seed=1), normal(9, D, seed=2)
     other = subject(3.0 * decoder.flip(0), start.flip(0))
     found, scored = score(subject(decoder, start, [other, other]))
-    assert found == {name: pytest.approx(1.0, abs=1e-6) for name in found}
+    assert [found["mean"], found["fraction_0.8"]] == [pytest.approx(1.0, abs=1e-6)] * 2
     assert scored.scores["mean"].n == 18
+    starts = {found[name].reason for name in ("mean_at_start", "fraction_0.8_at_start")}
+    assert starts == {"all seeds start from the same directions"}  # they are no null, then
 
 
 def test_by_hand_over_two_other_seeds():

@@ -43,13 +43,15 @@ def frequency_groups(probabilities: Float[Tensor, " n_features"], count: int) ->
     return rank * count // probabilities.numel()
 
 
-def times_fired(truth: GroundTruth, rows: int) -> Int[Tensor, " n_features"]:
-    """Return in how many of the evaluation rows each feature is active, on the CPU."""
-    counts = torch.zeros(truth.probabilities().numel(), dtype=torch.int64)
+def times_fired(truth: GroundTruth, rows: int, parts: int = 1) -> Int[Tensor, "parts n_features"]:
+    """Return in how many evaluation rows each feature is active, on the CPU; row i is of part ``i mod parts``."""
+    count = truth.probabilities().numel()
+    found = torch.zeros(parts * count, dtype=torch.int64)
     for start in range(0, rows, BATCH):
         codes = truth.codes("evaluation", start, min(BATCH, rows - start))
-        counts += torch.bincount(fired_features(codes, counts.device)[1], minlength=counts.numel())
-    return counts
+        at, cols = fired_features(codes, found.device)
+        found += torch.bincount((at + start) % parts * count + cols, minlength=parts * count)
+    return found.view(parts, count)
 
 
 def evaluated(context: MetricContext, truth: GroundTruth, rows: int) -> Iterator[tuple[Tensor, Codes]]:

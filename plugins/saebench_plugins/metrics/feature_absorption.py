@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ from saebench_core import (
 from saebench_plugins.metrics._cosines import cosine_parts
 from saebench_plugins.metrics._known_features import evaluated, fired_features, fired_latents, truth_of, unknown
 
+_ALIKE = 1e-6
 _SOURCE = "A is for Absorption (arXiv 2409.14507), on known features"
 
 
@@ -51,6 +52,8 @@ class FeatureAbsorptionConfig(MetricConfig):
 
 class FeatureAbsorption(Metric):
     """The latent of a feature is the one with the largest ``cos(f, d_j)``; whether it fires is read off the codes.
+
+    Latents whose cosines differ by less than 1e-6 are one: it fires where one of them does.
 
     Where parent and child fire together, an SAE is sparser if one latent stands for both. Then the parent's own is
     silent, with nothing about the parent to tell why. `rate` counts that among the rows in which the child is seen;
@@ -103,17 +106,17 @@ class FeatureAbsorption(Metric):
         """Return the scores, and the counts of every child that has rows enough."""
         sae, truth = subject.sae, truth_of(context, "feature_absorption")
         features, parents = (prepared.tensors[name].to(sae.device) for name in ("features", "parents"))
-        best = [part.max(dim=1) for part in cosine_parts(features, sae.w_dec)]
-        tally = _Tally(sae, torch.cat([part.indices for part in best]), parents)
+        tally = _Tally(sae, latents_of(features, sae.w_dec, self.config.threshold), parents)
         for x, codes in evaluated(context, truth, self.config.rows):
             tally.add(x, codes)
-        return self._scored(tally, torch.cat([part.values for part in best]) > self.config.threshold)
+        return self._scored(tally)
 
-    def _scored(self, tally: _Tally, known: Bool[Tensor, " n_features"]) -> Scored:
+    def _scored(self, tally: _Tally) -> Scored:
         children = (tally.parents >= 0).nonzero()[:, 0]
         parents = tally.parents[children]
-        both = known[children] & known[parents]
-        same = tally.latent[children] == tally.latent[parents]
+        first = tally.own.first()
+        both = (first[children] >= 0) & (first[parents] >= 0)
+        same = tally.own.shared(tally.parents)[children]
         apart = both & ~same & (tally.seen[children] >= self.config.least)
         rate = tally.absorbed[children].double() / tally.seen[children].clamp(min=1)
         above = parents[apart]
@@ -129,8 +132,8 @@ class FeatureAbsorption(Metric):
             "together": tally.together[children].tolist(),
             "seen": tally.seen[children].tolist(),
             "absorbed": tally.absorbed[children].tolist(),
-            "child_latent": tally.latent[children].tolist(),
-            "parent_latent": tally.latent[parents].tolist(),
+            "child_latent": first[children].tolist(),
+            "parent_latent": first[parents].tolist(),
             "counted": apart.tolist(),
         }
         return Scored(scores, items)
@@ -138,6 +141,58 @@ class FeatureAbsorption(Metric):
 
 def _mean(values: Float[Tensor, " values"], otherwise: str) -> Score | NotApplicable:
     return Score(float(values.mean()), values.numel()) if values.numel() else NotApplicable(otherwise)
+
+
+class Owned(NamedTuple):
+    """Pairs of a feature and a latent of its own, by feature; latents that are as close to it are all its own.
+
+    Attributes:
+        features: of each pair.
+        latents: of each pair.
+        n_features: number of features, with those that have no latent.
+        d_sae: number of latents.
+    """
+
+    features: Int[Tensor, " pairs"]
+    latents: Int[Tensor, " pairs"]
+    n_features: int
+    d_sae: int
+
+    def first(self) -> Int[Tensor, " n_features"]:
+        """Return each feature's latent of lowest number, -1 for none."""
+        lowest = self.latents.new_full((self.n_features,), self.d_sae)
+        lowest = lowest.scatter_reduce(0, self.features, self.latents, "amin")
+        return torch.where(lowest < self.d_sae, lowest, -1)
+
+    def shared(self, parents: Int[Tensor, " n_features"]) -> Bool[Tensor, " n_features"]:
+        """Return whether a feature has a latent that is its parent's, too."""
+        keys = self.features * self.d_sae + self.latents
+        also = torch.isin(parents[self.features] * self.d_sae + self.latents, keys)
+        return torch.zeros(self.n_features, dtype=torch.bool, device=keys.device).index_fill(
+            0, self.features[also], True
+        )
+
+    def told(self, rows: Int[Tensor, " fired"], latents: Int[Tensor, " fired"]) -> Int[Tensor, " told"]:
+        """Return, for latents that fire in rows, ``row * n_features + feature`` of all features that they stand for."""
+        order = self.latents.argsort(stable=True)
+        counts = torch.bincount(self.latents, minlength=self.d_sae)
+        starts = counts.cumsum(0) - counts
+        many = counts[latents]
+        entry = torch.arange(latents.numel(), device=latents.device).repeat_interleave(many)
+        within = torch.arange(entry.numel(), device=entry.device) - (many.cumsum(0) - many)[entry]
+        return rows[entry] * self.n_features + self.features[order[starts[latents[entry]] + within]]
+
+
+def latents_of(
+    features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"], threshold: float
+) -> Owned:
+    """Return each feature's closest latents, if their cosine is above a threshold."""
+    near = []
+    for part in cosine_parts(features, directions):
+        best = part.amax(dim=1, keepdim=True)
+        near.append((part >= best - _ALIKE) & (best > threshold))
+    mine, latents = torch.cat(near).nonzero().unbind(1)
+    return Owned(mine, latents, features.shape[0], directions.shape[0])
 
 
 class _Tally:
@@ -151,22 +206,19 @@ class _Tally:
         missed: of those, rows in which its latent is silent.
     """
 
-    def __init__(
-        self, sae: SparseAutoencoder, latent: Int[Tensor, " n_features"], parents: Int[Tensor, " n_features"]
-    ) -> None:
-        self.sae, self.latent, self.parents = sae, latent, parents
-        counts = torch.zeros(5, latent.numel(), dtype=torch.int64, device=sae.device)
+    def __init__(self, sae: SparseAutoencoder, own: Owned, parents: Int[Tensor, " n_features"]) -> None:
+        self.sae, self.own, self.parents = sae, own, parents
+        counts = torch.zeros(5, own.n_features, dtype=torch.int64, device=sae.device)
         self.together, self.seen, self.absorbed, self.alone, self.missed = counts
 
     def add(self, x: Float[Tensor, "rows d_in"], truth: Codes) -> None:
         """Add activations with their true coefficients."""
-        count = self.latent.numel()
-        fired_rows, fired_cols = fired_latents(self.sae.encode(x), x)
+        count = self.own.n_features
         rows, cols = fired_features(truth, x.device)
         if rows.numel() == 0:
             return
-        mine = torch.isin(rows * self.sae.d_sae + self.latent[cols], fired_rows * self.sae.d_sae + fired_cols)
         places = rows * count + cols
+        mine = torch.isin(places, self.own.told(*fired_latents(self.sae.encode(x), x)))
         order = places.argsort()
         above = self.parents[cols]
         wanted = rows * count + above.clamp(min=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -56,11 +57,12 @@ class FeatureDetectionConfig(MetricConfig):
 
 
 class FeatureDetection(Metric):
-    """Each feature's best latent as a classifier: the one of largest F1, of equals the most precise.
+    """Each feature's best latent as a classifier: the one of largest F1 in half of the rows, told by the other half.
 
     Directions are not asked, so no random one stands in the way; `feature_firing` asks the latents that point at a
-    feature. Features that are active in no row are left out. The floor is a latent that always fires. The best of many
-    latents is above it by chance, the more the rarer a feature is: read it beside an untrained twin.
+    feature. Of latents with equal F1 the most precise is taken; of several that are alike in both, their mean is told.
+    Features that do not fire in both halves, the even rows and the odd ones, are left out. The floor is a latent that
+    always fires. No best of many has a better score by chance: it was chosen by other rows.
     """
 
     def __init__(self, config: FeatureDetectionConfig) -> None:
@@ -68,7 +70,10 @@ class FeatureDetection(Metric):
 
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores."""
-        of = "of each feature's best latent, the one of largest F1, mean over features that fire"
+        of = (
+            "in the odd rows, of each feature's best latent, the one of largest F1 in the even rows; "
+            "mean over features that fire in both"
+        )
         formulas = {
             "precision": f"rows in which both fire / rows in which the latent fires, {of}",
             "recall": f"rows in which both fire / rows in which the feature fires, {of}",
@@ -88,11 +93,12 @@ class FeatureDetection(Metric):
         return {"evaluation": self.config.rows}
 
     def prepare(self, context: MetricContext) -> Prepared:
-        """Return how often each feature fires; the floors are those of a latent that always does."""
+        """Return how often each feature fires in each half; the floors are those of a latent that always does."""
         truth, rows = truth_of(context, "feature_detection"), self.config.rows
-        counts = times_fired(truth, rows)
-        fired = counts[counts > 0].double()
-        floors = {"precision": fired / rows, "f1": 2 * fired / (rows + fired)}
+        counts = times_fired(truth, rows, 2)
+        told = counts[1, _counted(counts)].double()
+        half = rows // 2
+        floors = {"precision": told / max(1, half), "f1": 2 * told / (half + told)}
         return Prepared(
             tensors={"counts": counts, "probabilities": truth.probabilities()},
             floors={name: float(values.mean()) for name, values in floors.items() if values.numel()},
@@ -102,17 +108,16 @@ class FeatureDetection(Metric):
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Return the scores, and each feature's best latent."""
         counts, probabilities = prepared.tensors["counts"], prepared.tensors["probabilities"].cpu()
-        fired = torch.nonzero(counts).view(-1)
-        if not fired.numel():
-            return Scored(dict.fromkeys(self.scores(), NotApplicable("no feature fires in the evaluation rows")))
-        features, latents = _fired(subject, context, self.config.rows, counts.numel())
-        found = list(best_latents(features, latents, counts))
-        found = [found[feature] for feature in fired.tolist()]
+        told = _counted(counts)
+        if not told.numel():
+            return Scored(dict.fromkeys(self.scores(), NotApplicable("no feature fires in both halves of the rows")))
+        features, latents = _fired(subject, context, self.config.rows, probabilities.numel())
+        found = list(best_latents(features, latents, told.tolist()))
         items: dict[str, list[Any]] = {
-            "feature": fired.tolist(),
-            "probability": probabilities[fired].tolist(),
-            "frequency_group": frequency_groups(probabilities, _GROUPS)[fired].tolist(),
-            "feature_fires": counts[fired].tolist(),
+            "feature": told.tolist(),
+            "probability": probabilities[told].tolist(),
+            "frequency_group": frequency_groups(probabilities, _GROUPS)[told].tolist(),
+            "feature_fires": counts[1, told].tolist(),
             **{name: [getattr(best, name) for best in found] for name in Best._fields},
         }
         return Scored({name: Score(float(np.mean(items[name])), len(found)) for name in self.scores()}, items)
@@ -131,7 +136,7 @@ class FeatureDetection(Metric):
             ),
             Chart(
                 "F1 of best latents against firing probability",
-                "mean of groups of equal size by frequency",
+                "mean over those of a group of equal size by frequency that fire",
                 "firing probability",
                 "F1",
                 tuple(panel(block, by_frequency("f1"), {}) for block in uneven),
@@ -141,50 +146,77 @@ class FeatureDetection(Metric):
 
 
 class Best(NamedTuple):
-    """A feature's best latent, or none where no latent ever fires with it.
+    """A feature's best latent by the even rows, and what the odd ones say of it.
 
     Attributes:
-        latent: its number, the lowest of equals; -1 for none.
-        fires: rows in which it fires.
-        both: rows in which the feature is active, too.
-        precision: ``both / fires``.
-        recall: ``both / rows in which the feature is active``.
-        f1: ``2 both / (fires + rows in which the feature is active)``.
+        latent: its number, the lowest of those that are alike; -1 where no latent fires with the feature.
+        alike: number of latents with its F1 and precision in the even rows; the rest is their mean.
+        precision: rows in which both fire / rows in which the latent fires, 0 if it never does.
+        recall: rows in which both fire / rows in which the feature fires.
+        f1: 2 both / (rows in which the latent fires + rows in which the feature fires).
     """
 
     latent: int = -1
-    fires: int = 0
-    both: int = 0
+    alike: int = 0
     precision: float = 0.0
     recall: float = 0.0
     f1: float = 0.0
 
 
-def best_latents(features: csr_array, latents: csr_array, counts: Int[Tensor, " n_features"]) -> Iterator[Best]:
-    """Yield every feature's best latent.
+class _Half(NamedTuple):
+    """Rows of one half: how often each feature and latent fires, and how often together."""
+
+    positives: np.ndarray
+    fires: np.ndarray
+    both: csr_array
+
+
+def best_latents(features: csr_array, latents: csr_array, asked: Sequence[int]) -> Iterator[Best]:
+    """Yield the best latent of some features.
 
     Args:
         features: where features fire, ``(n_features, rows)``.
         latents: where latents fire, ``(rows, d_sae)``.
-        counts: rows in which each feature is active, as they are in ``features``.
+        asked: numbers of features that fire in even and in odd rows.
     """
-    fires = np.bincount(latents.indices, minlength=latents.shape[1])
-    for start in range(0, features.shape[0], _FEATURES):
-        both = features[start : start + _FEATURES] @ latents
-        for number, count in enumerate(counts[start : start + _FEATURES].tolist()):
-            own = slice(both.indptr[number], both.indptr[number + 1])
-            yield _best(both.indices[own], fires[both.indices[own]], both.data[own], count)
+    told = features[asked]
+    for start in range(0, len(asked), _FEATURES):
+        part = told[start : start + _FEATURES]
+        halves = [(part[:, parity::2], latents[parity::2]) for parity in (0, 1)]
+        even, odd = (_Half(mine.sum(axis=1), theirs.sum(axis=0), mine @ theirs) for mine, theirs in halves)
+        for number in range(part.shape[0]):
+            yield _told(odd, number, _alike(even, number))
 
 
-def _best(latents: np.ndarray, fires: np.ndarray, both: np.ndarray, count: int) -> Best:
-    """Return the best of the latents that fire with a feature; quotients of equal value are equal floats."""
+def _alike(half: _Half, number: int) -> np.ndarray:
+    """Return the latents of largest F1, and among them of largest precision; equal quotients are equal floats."""
+    own = slice(half.both.indptr[number], half.both.indptr[number + 1])
+    latents: np.ndarray = half.both.indices[own]
+    both = half.both.data[own]
+    if not latents.size:
+        return latents
+    fires = half.fires[latents]
+    f1, precision = 2 * both / (fires + half.positives[number]), both / fires
+    top = f1 == f1.max()
+    alike: np.ndarray = np.sort(latents[top & (precision == precision[top].max())])
+    return alike
+
+
+def _told(half: _Half, number: int, latents: np.ndarray) -> Best:
     if not latents.size:
         return Best()
-    f1, precision = 2 * both / (fires + count), both / fires
-    top = np.flatnonzero(f1 == f1.max())
-    which = top[np.lexsort((latents[top], -precision[top]))[0]]
-    hits = int(both[which])
-    return Best(int(latents[which]), int(fires[which]), hits, float(precision[which]), hits / count, float(f1[which]))
+    together = np.zeros(half.both.shape[1], dtype=np.int64)
+    own = slice(half.both.indptr[number], half.both.indptr[number + 1])
+    together[half.both.indices[own]] = half.both.data[own]
+    both, fires, positives = together[latents], half.fires[latents], half.positives[number]
+    columns = (both / np.maximum(fires, 1), both / positives, 2 * both / (fires + positives))
+    means = (math.fsum(column) / latents.size for column in columns)  # whatever the order of latents
+    return Best(int(latents[0]), latents.size, *means)
+
+
+def _counted(counts: Int[Tensor, "two n_features"]) -> Int[Tensor, " some"]:
+    """Return the features that fire in both halves."""
+    return torch.nonzero((counts > 0).all(dim=0)).view(-1)
 
 
 def _fired(subject: Subject, context: MetricContext, rows: int, n_features: int) -> tuple[csr_array, csr_array]:

@@ -67,6 +67,7 @@ class FeatureFiring(Metric):
             "f1": f"2 precision recall / (precision + recall) {of}",
         }
         support = "share of all active codes whose latent points at a feature that is active in the row"
+        chance = "the same if latents fired as often as they do, whatever the row: mean over active codes of p(feature)"
         shrinkage = f"mean over rows with norm above {_SMALL_NORM:g} of ||x_hat|| / ||x||"
         return {
             **{
@@ -76,6 +77,7 @@ class FeatureFiring(Metric):
             "support_precision": ScoreInfo("higher", "share", 0.0, 1.0, "both", support, _OWN),
             "shrinkage": ScoreInfo("none", "ratio", 0.0, None, "both", shrinkage, _SOURCE),
             "silent": ScoreInfo("lower", "share", 0.0, 1.0, "encoder", "share of latents that never fire", _OWN),
+            "support_precision_by_chance": ScoreInfo("none", "share", 0.0, 1.0, "both", chance, _OWN),
         }
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
@@ -87,17 +89,20 @@ class FeatureFiring(Metric):
         return {"evaluation": self.config.rows}
 
     def prepare(self, context: MetricContext) -> Prepared:
-        """Return features and how often each fires; the ceiling of `silent` is a perfect dictionary's expectation.
+        """Return features and how often each fires; the ceilings are what a perfect dictionary has.
 
-        A feature of probability p is silent in n rows with probability ``(1 - p)^n``.
+        Its latents for features that fire in no row have 0; that is as many as `silent` tells, in n rows
+        ``(1 - p)^n`` of those with probability p, in expectation.
         """
         truth = truth_of(context, "feature_firing")
         features, probabilities = truth.features(), truth.probabilities().double()
         expected = float(torch.exp(self.config.rows * torch.log1p(-probabilities)).mean())
+        counts = times_fired(truth, self.config.rows)[0]
+        told = dict.fromkeys(("precision", "recall", "f1"), float((counts > 0).double().mean()))
         return Prepared(
-            tensors={"features": features, "counts": times_fired(truth, self.config.rows)},
+            tensors={"features": features, "counts": counts},
             floors={"precision": 0.0, "recall": 0.0, "f1": 0.0, "support_precision": 0.0, "silent": 1.0},
-            ceilings={"precision": 1.0, "recall": 1.0, "f1": 1.0, "support_precision": 1.0, "silent": expected},
+            ceilings={**told, "support_precision": 1.0, "silent": expected},
         )
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
@@ -109,7 +114,7 @@ class FeatureFiring(Metric):
         for x, codes in evaluated(context, truth, self.config.rows):
             tally.add(x, codes)
         positives = prepared.tensors["counts"].to(sae.device)[closest.feature]
-        return _scored(tally, positives, closest)
+        return _scored(tally, positives, closest, self.config.rows)
 
 
 class Closest(NamedTuple):
@@ -153,19 +158,21 @@ class _Tally:
         self.measured += int(there.sum())
 
 
-def _scored(tally: _Tally, positives: Int[Tensor, " d_sae"], closest: Closest) -> Scored:
+def _scored(tally: _Tally, positives: Int[Tensor, " d_sae"], closest: Closest, rows: int) -> Scored:
     fires, both = tally.fires.double(), tally.both.double()
     precision = both / fires.clamp(min=1)
     recall = both / positives.double().clamp(min=1)
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-300)
     count, active = fires.numel(), int(fires.sum())
+    never = NotApplicable("no latent fires in the evaluation rows")
     scores: dict[str, Score | NotApplicable] = {
         "precision": Score(float(precision.mean()), count),
         "recall": Score(float(recall.mean()), count),
         "f1": Score(float(f1.mean()), count),
-        "support_precision": Score(float(both.sum()) / active, active)
+        "support_precision": Score(float(both.sum()) / active, active) if active else never,
+        "support_precision_by_chance": Score(float(fires @ positives.double()) / (active * rows), active)
         if active
-        else NotApplicable("no latent fires in the evaluation rows"),
+        else never,
         "shrinkage": Score(tally.ratio / tally.measured, tally.measured)
         if tally.measured
         else NotApplicable("every evaluation row is zero"),

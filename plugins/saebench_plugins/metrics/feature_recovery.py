@@ -98,6 +98,7 @@ class FeatureRecovery(Metric):
             within = f", among those of group {group} of {self.config.quantiles} by frequency, 1 the rarest"
             formula = share.format(self.config.threshold) + within
             named[name] = ScoreInfo("higher", "share", 0.0, 1.0, "decoder", formula, _SOURCE)
+            named[f"{name}_at_start"] = ScoreInfo("none", "share", 0.0, 1.0, "decoder", formula + start, _SOURCE)
         return named
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
@@ -138,7 +139,9 @@ class FeatureRecovery(Metric):
             scores[f"{name}_at_start"] = Score(_share(start, threshold), n)
         alike = bool(probabilities.min() == probabilities.max())
         for number, name in enumerate(self._groups):
-            scores[name] = self._of_group(best[group.to(best.device) == number], alike)
+            own = group.to(best.device) == number
+            scores[name] = self._of_group(best[own], alike)
+            scores[f"{name}_at_start"] = self._of_group(start[own], alike)
         items = {
             "feature": list(range(n)),
             "probability": probabilities.tolist(),

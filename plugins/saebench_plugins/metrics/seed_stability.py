@@ -25,6 +25,8 @@ from saebench_core import (
 from saebench_plugins.metrics._cosines import best_cosines
 
 _SOURCE = "mean max cosine similarity, Sharkey et al. 2022; across seeds, Paulo and Belrose 2025 (arXiv 2501.16615)"
+_SAME = 1e-4
+_GIVEN = "all seeds start from the same directions"
 _ALONE = "there is no other seed among the chosen cells"
 
 
@@ -40,7 +42,8 @@ class SeedStabilityConfig(MetricConfig):
 class SeedStability(Metric):
     """``max_i cos(d_j, d'_i)`` of every direction with those of the same SAE under each other seed.
 
-    The random null is the same number at the start: directions that are drawn have nothing in common between seeds.
+    The random null is the same number at the start: directions that are drawn have nothing in common between seeds. A
+    start that all seeds share, such as the truth, is no null.
     """
 
     compares_seeds: ClassVar[bool] = True
@@ -83,11 +86,14 @@ class SeedStability(Metric):
             ends.append(best_cosines(subject.sae.w_dec, found.sae.w_dec))
             starts.append(best_cosines(start, found.start_decoder()))
         now, then = torch.stack(ends), torch.stack(starts)
+        given = bool((then > 1 - _SAME).all())
         scores: dict[str, Score | NotApplicable] = {
             "mean": Score(float(now.double().mean()), now.numel()),
-            "mean_at_start": Score(float(then.double().mean()), then.numel()),
+            "mean_at_start": NotApplicable(_GIVEN) if given else Score(float(then.double().mean()), then.numel()),
             self._share: Score(float((now > self.config.threshold).double().mean()), now.numel()),
-            f"{self._share}_at_start": Score(float((then > self.config.threshold).double().mean()), then.numel()),
+            f"{self._share}_at_start": NotApplicable(_GIVEN)
+            if given
+            else Score(float((then > self.config.threshold).double().mean()), then.numel()),
         }
         items = {"latent": list(range(now.shape[1])), "best_cosine": now.double().mean(0).tolist()}
         return Scored(scores, items)

@@ -41,14 +41,16 @@ def log10_cap(d_in: int, tau: float) -> float:
 
     Args:
         d_in: dimensions, at least 2.
-        tau: smallest cosine, from 0 to 1; at 1 the share is 0 and its logarithm ``-inf``.
+        tau: smallest cosine; at 1 the share is 0 and its logarithm ``-inf``, below 0 it is more than half.
 
     Raises:
-        InputError: for values outside.
+        InputError: for values that are no cosines.
     """
-    _check(d_in, tau)
+    _check(d_in, tau, lowest=-1)
     if tau == 1:
         return -math.inf
+    if tau < 0:
+        return math.log1p(-(10 ** log10_cap(d_in, -tau))) / math.log(10)
     from scipy.special import betainc
 
     a, b, x = (d_in - 1) / 2, 0.5, 1 - tau**2
@@ -96,8 +98,8 @@ def cosine_within_reach(tau: float, threshold: float) -> float:
     return math.cos(min(math.pi, math.acos(tau) + math.acos(threshold)))
 
 
-def _check(d_in: int, tau: float) -> None:
+def _check(d_in: int, tau: float, lowest: float = 0) -> None:
     if d_in < 2:
         raise InputError(f"caps need at least 2 dimensions, got {d_in}")
-    if not 0 <= tau <= 1:
-        raise InputError(f"caps are given for cosines from 0 to 1, got {tau:g}")
+    if not lowest <= tau <= 1:
+        raise InputError(f"caps are given for cosines from {lowest:g} to 1, got {tau:g}")

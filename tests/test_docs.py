@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import tomllib
@@ -334,6 +335,19 @@ def test_included_code_is_there():
                 assert value in defined(text), f"{name} has no {value}"
             elif option in ("start-at", "end-before"):
                 assert value in text, f"{name} has no line {value!r}"
+
+
+def test_the_curve_of_pursuit_is_what_the_script_measures():
+    make_pursuit = script(DOCS / "make_pursuit.py")
+    numbers = json.loads((DOCS / "images" / "pursuit.json").read_text(encoding="utf-8"))
+    picture = (DOCS / "images" / "pursuit.svg").read_text(encoding="utf-8")
+    assert picture == make_pursuit.chart_picture(make_pursuit.chart(numbers))
+    for share, d_in, size in (("0.1", 32, 8), ("0.2", 100, 32), ("0.4", 32, 2), ("0.05", 256, 4)):
+        found = make_pursuit.explained(d_in, size * d_in, max(1, round(float(share) * d_in)))
+        assert found == pytest.approx(numbers[share][str(d_in)][str(size)], abs=2e-3)
+    page = (DOCS / "theory.md").read_text(encoding="utf-8")
+    told = [f"{numbers['0.2'][d_in]['32']:.2f}" for d_in in ("32", "100", "256")]
+    assert f"explained to {told[0]}, {told[1]} and {told[2]} in 32, 100 and 256 dimensions" in " ".join(page.split())
 
 
 def test_the_picture_comes_from_a_run(tmp_path):

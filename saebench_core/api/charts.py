@@ -42,7 +42,8 @@ def _observed(opened: Opened, cell: CellResult, metric: str) -> Observed | None:
         return None
     items = pyarrow.parquet.read_table(opened.workdir / artifact).to_pydict()
     names = (cell.backbone.name, cell.site, cell.architecture.name, cell.constraint.name)
-    return Observed(*names, cell.l0_target, cell.seed, is_trained(cell), items)
+    scores = {name: metric.value for name, metric in cell.metrics.items() if metric.value is not None}
+    return Observed(*names, cell.l0_target, cell.seed, is_trained(cell), items, scores)
 
 
 def _drift(opened: Opened, cell: CellResult) -> list[Mapping[str, Any]]:

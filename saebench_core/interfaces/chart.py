@@ -107,6 +107,7 @@ class Observed:
         seed: the seed.
         trained: whether nothing was held random.
         items: the table's columns.
+        scores: the cell's numbers by ``metric/score``, of all metrics.
     """
 
     backbone: str
@@ -117,3 +118,4 @@ class Observed:
     seed: int
     trained: bool
     items: Mapping[str, Sequence[Any]]
+    scores: Mapping[str, float] = field(default_factory=dict)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, Final
 
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
 from saebench_core.report.tables import is_trained
+from saebench_core.report.words import l0_text
 from saebench_core.results import CellResult
 
 __all__ = ["drift_charts"]
@@ -21,21 +23,24 @@ _NEAR: Final = 0.1
 def drift_charts(
     cells: Sequence[tuple[CellResult, Sequence[Mapping[str, Any]]]], lowest: float, bins: int
 ) -> list[Chart]:
-    """Return a chart for each backbone, site and architecture with constraints whose decoder moved.
+    """Return a chart for each backbone, site, architecture and L0 with constraints whose decoder moved.
 
     Args:
         cells: with what each cell's `drift.json` holds.
         lowest: where the first bin of the counts begins; the last ends at 1.
         bins: their number.
     """
-    groups: dict[tuple[str, str, str], list[tuple[CellResult, Sequence[Mapping[str, Any]]]]] = {}
+    groups: dict[tuple[str, str, str, float | None], list[tuple[CellResult, Sequence[Mapping[str, Any]]]]] = {}
     for cell, drift in cells:
         if drift and not _fixed(cell):
-            groups.setdefault((cell.backbone.name, cell.site, cell.architecture.name), []).append((cell, drift))
+            key = (cell.backbone.name, cell.site, cell.architecture.name, cell.l0_target)
+            groups.setdefault(key, []).append((cell, drift))
+    several = Counter(key[:3] for key in groups)
     width = (1.0 - lowest) / bins
     middles = tuple(lowest + (index + 0.5) * width for index in range(bins))
     charts = []
-    for (backbone, site, architecture), found in groups.items():
+    for (*place, l0), found in groups.items():
+        backbone, site, architecture = place
         panels = tuple(
             panel
             for share in SHOWN
@@ -43,6 +48,8 @@ def drift_charts(
             if (panel := _panel(share, state, found, middles)).series
         )
         title = f"How far directions moved: {backbone} / {site} · {architecture}"
+        if several[backbone, site, architecture] > 1:
+            title += f" · {l0_text(l0)}"
         caption = (
             "share of latents by the cosine of their decoder direction with where it was drawn; "
             "titles tell how much variance of held-out rows is explained by then"
@@ -80,8 +87,7 @@ def _panel(
         Series(name, middles, tuple(count / sum(numbers) for count in numbers), trained[name])
         for name, numbers in counts.items()
     )
-    told = _explained(explained) if len({cell.l0_target for cell, _ in found}) == 1 else ""
-    return ChartPanel(f"after {share:.0%} of the steps, {state} latents{told}", series)
+    return ChartPanel(f"after {share:.0%} of the steps, {state} latents{_explained(explained)}", series)
 
 
 def _explained(values: Mapping[str, Sequence[float]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from saebench_plugins.metrics._recovery_charts import recovery_charts
@@ -183,6 +184,12 @@ def test_drift_is_drawn_where_the_decoder_moves_alive_and_dead_apart():
     assert drift_charts([(cells[0], [])], -0.2, 10) == []
 
 
+def test_drift_of_each_l0_has_a_chart_of_its_own():
+    one, other = (record("toy", "trained", 0).result.model_copy(update={"l0_target": l0}) for l0 in (5.0, 20.0))
+    found = drift_charts([(cell, drifted([0.05])) for cell in (one, other)], -0.2, 10)
+    assert [chart.title.split(" · ")[-1] for chart in found] == ["L0 5", "L0 20"]
+
+
 def test_drift_tells_what_the_trained_sae_explains_by_then():
     cells = [record("toy", name, seed).result for name in ("soft_frozen_decoder", "trained") for seed in (0, 1)]
     variances = [0.2, 0.3, 0.6, 0.7]
@@ -227,9 +234,21 @@ def test_recovery_is_drawn_sorted_and_against_frequency():
 
 def test_without_different_frequencies_there_is_nothing_to_draw_against():
     alike = seen("trained", 0, [0.1, 0.2, 0.3, 0.4])
-    alike = Observed(*list(vars(alike).values())[:-1], {**alike.items, "probability": [0.1] * 4})
+    alike = replace(alike, items={**alike.items, "probability": [0.1] * 4})
     (chart,) = recovery_charts([alike], 0.8)
     assert chart.x_label == "share of features"
+
+
+def test_titles_tell_what_the_trained_sae_explains():
+    explained = {"trained": (0.6, 0.7), "frozen_decoder": (0.2, 0.3)}
+    found = [
+        replace(seen(name, seed, [0.1] * 4), scores={"reconstruction/explained_variance": value})
+        for name, values in explained.items()
+        for seed, value in enumerate(values)
+    ]
+    titles = {panel.title for chart in recovery_charts(found, 0.8) for panel in chart.panels}
+    assert titles == {"toy · topk · L0 20 · trained explains 0.650"}
+    assert recovery_charts(found[2:], 0.8)[0].panels[0].title == "toy · topk · L0 20"
 
 
 def test_the_report_of_a_run_has_the_charts(tmp_path):

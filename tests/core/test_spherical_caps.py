@@ -71,11 +71,13 @@ def test_a_soft_frozen_direction_may_start_far_from_a_feature_it_recovers():
     assert log10_union(log10_cap(2304, 0.28), 73_728) == pytest.approx(-37.491, abs=1e-3)
 
 
-@pytest.mark.parametrize(("d_in", "tau"), [(1, 0.5), (10, -0.1), (10, 1.5), (10, math.nan)])
+@pytest.mark.parametrize(("d_in", "tau"), [(1, 0.5), (10, -1.1), (10, 1.5), (10, math.nan)])
 def test_what_has_no_cap_is_refused(d_in, tau):
     for function in (log10_cap, log10_cap_bound):
         with pytest.raises(InputError, match="caps"):
             function(d_in, tau)
+    with pytest.raises(InputError, match="cosines from 0 to 1"):
+        log10_cap_bound(10, -0.1)
 
 
 def test_what_is_no_cap_is_refused_in_words():
@@ -83,3 +85,11 @@ def test_what_is_no_cap_is_refused_in_words():
         log10_union(-3.0, 0)
     with pytest.raises(InputError, match="tau is a cosine"):
         cosine_within_reach(1.2, 0.8)
+
+
+@pytest.mark.parametrize(("d_in", "tau"), [(2, 0.3), (3, 0.5), (100, 0.1)])
+def test_caps_beyond_the_equator_are_the_rest_of_the_sphere(d_in, tau):
+    assert 10 ** log10_cap(d_in, -tau) + 10 ** log10_cap(d_in, tau) == pytest.approx(1)
+    assert log10_cap(d_in, -1) == 0
+    reach = cosine_within_reach(0.5, 0.8)  # below zero: most starts are within reach
+    assert log10_cap(100, reach) > log10_cap(100, 0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from saebench_plugins.constraints._pursuit import Pursuit
+from saebench_plugins.constraints.fitted_dictionary import FittedDictionaryConfig
 
 from saebench_core import pursue
 from saebench_core.errors import InputError
@@ -106,6 +108,8 @@ def test_ica_leaves_out_what_has_no_variance():
     assert 1 - float((flat - sae.reconstruct(flat)).square().sum() / (flat - flat.mean(0)).square().sum()) > 0.3
     with pytest.raises(InputError, match="rows that vary"):
         fitted("ica", x=torch.ones(200, D_IN))
+    with pytest.raises(InputError, match="rows that vary"):
+        fitted("ica", x=torch.full((200, D_IN), 0.1) + 1e-9 * normal(200, D_IN))  # rounding is no variance
 
 
 def test_what_did_not_converge_says_so(caplog):
@@ -202,3 +206,12 @@ def test_the_truth_is_asked_of_backbones_that_know_it():
 def test_true_directions_follow_frequency():
     start = make_trainee("topk", "trained", X, init="truth").start
     torch.testing.assert_close(start.w_dec, truth_of(D_IN).features.flip(0)[:D_SAE])
+
+
+@pytest.mark.parametrize(
+    ("method", "key", "value"), [("pca", "iterations", 3), ("pca", "penalty", 0.2), ("ica", "penalty", 0.2)]
+)
+def test_keys_that_a_method_does_not_read_are_refused(method, key, value):
+    with pytest.raises(ValidationError, match=f"method {method} does not read {key}"):
+        FittedDictionaryConfig.model_validate({"method": method, key: value})
+    assert FittedDictionaryConfig.model_validate(FittedDictionaryConfig(method=method).model_dump()).method == method

@@ -12,6 +12,7 @@ from saebench_plugins.backbones._correlations import Dependence
 from saebench_plugins.backbones._hierarchy import Hierarchy
 from saebench_plugins.backbones.synthetic import Synthetic, SyntheticConfig
 
+from saebench_core.errors import InputError
 from tests.helpers.contexts import FakeContext
 from tests.helpers.training import generator
 
@@ -24,8 +25,7 @@ def make(hierarchy, **keys):
         "d_in": 6,
         "n_features": 30,
         "probability": {"type": "linear", "low": 0.02, "high": 0.4},
-        "lognormal_sigma": 0,
-    }
+    } | ({} if "magnitude" in keys else {"lognormal_sigma": 0})
     backbone = Synthetic(SyntheticConfig.model_validate(given | {"hierarchy": hierarchy} | keys))
     backbone.prepare(FakeContext(None))
     return backbone
@@ -79,11 +79,25 @@ def test_features_fire_as_often_as_is_told(compensate, exclusive):
 
 
 def test_without_rivals_compensation_is_exact():
-    backbone = make(TREES | {"exclusive": 0.0}, probability={"type": "constant", "p": 0.1})
-    assert backbone.probabilities().tolist()[:2] == pytest.approx([0.1, 0.1])
     deep = make(TREES | {"exclusive": 0.0}, probability={"type": "linear", "low": 0.1, "high": 0.4})
     base = torch.linspace(0.4, 0.1, 30)
     assert deep.probabilities().tolist() == pytest.approx(base.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("probability", "hierarchy"),
+    [
+        ({"type": "constant", "p": 0.1}, {"exclusive": 0.0}),
+        ({"type": "log_uniform", "low": 1e-4, "high": 0.3}, {}),
+    ],
+    ids=["as often as parents", "more often"],
+)
+def test_what_compensation_cannot_do_is_refused(probability, hierarchy):
+    """Without it the same is drawn, and children fire less often than they are told to."""
+    with pytest.raises(InputError, match=r"of 24 children would have to fire as often as their parent does") as raised:
+        make(TREES | hierarchy, probability=probability)
+    assert "compensate: false" in str(raised.value)
+    assert make(TREES | hierarchy | {"compensate": False}, probability=probability).probabilities().numel() == 30
 
 
 def test_the_share_that_stays_by_counting():
@@ -143,7 +157,8 @@ def test_what_is_drawn_below_parents_alone_fires_as_if_all_had_been_drawn(compen
 
 @pytest.mark.parametrize("correlation", SHARED, ids=["independent", "low_rank", "full"])
 def test_where_nothing_fires_there_are_no_codes(correlation):
-    backbone = make(TREES, correlation=correlation, probability={"type": "constant", "p": 1e-9})
+    rare = {"type": "linear", "low": 1e-10, "high": 1e-9}
+    backbone = make(TREES, correlation=correlation, probability=rare)
     codes = backbone.codes("train", 0, 5000)
     assert (codes.selection.n_rows, codes.values.numel()) == (5000, 0)
     assert torch.equal(next(iter(backbone.stream("activations", "train", 0, 10))).inputs, torch.zeros(10, 6))
@@ -157,6 +172,16 @@ def test_children_are_scaled_by_their_parents():
     rows = own[:, 9] > 0  # feature 9 below 2 below 0
     expected = own[rows, 9] * (own[rows, 2] / 3) * (own[rows, 0] / 3)
     torch.testing.assert_close(with_parent[rows, 9], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_log_normal_children_keep_their_mean_below_a_parent():
+    """A parent's value over its mean is one on average, so a child's is its own: exp(sigma^2 / 2)."""
+    backbone = make(TREES, lognormal_sigma=0.5)
+    codes = codes_of(backbone)
+    values = codes[:, 2:8][codes[:, 2:8] > 0].double()  # the middle level
+    mean, spread = math.exp(0.125), math.exp(0.25)
+    error = spread * math.sqrt(math.exp(0.5) - 1) / math.sqrt(values.numel())
+    assert float(values.mean()) == pytest.approx(mean, abs=5 * error)
 
 
 def test_rivals_stay_equally_often():

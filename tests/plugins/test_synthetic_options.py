@@ -154,3 +154,8 @@ def test_features_that_fire_in_most_rows_do_so_and_leave_the_others_alone():
     for first, last in zip(found.bounds[:-1], found.bounds[1:], strict=True):
         own = found.cols[first:last]
         assert bool((own.diff() > 0).all())
+
+
+def test_two_laws_of_magnitudes_are_refused():
+    with pytest.raises(ValidationError, match="give it or lognormal_sigma"):
+        make(magnitude=NORMAL, lognormal_sigma=0.5)

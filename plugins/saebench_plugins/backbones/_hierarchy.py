@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Generator, Tensor
 
-from saebench_core import Model
+from saebench_core import InputError, Model
 
 _CERTAIN = 1 - 1e-9
 
@@ -21,8 +21,8 @@ class Hierarchy(Model):
     """A forest of equal trees; its nodes are the first features, level by level (SynthSAEBench).
 
     A child cannot fire more often than its parent, nor can exclusive siblings together: give frequencies that fall with
-    the number of the feature (`zipf`, `linear`). With others, and with many rivals, features fire less often than their
-    probability says; `Synthetic.probabilities` tells how often they do.
+    the number of the feature (`zipf`, `linear`). With many rivals, and without `compensate`, features fire less often
+    than their probability says; `Synthetic.probabilities` tells how often they do.
     """
 
     roots: PositiveInt = Field(128, description="Number of trees.")
@@ -56,7 +56,7 @@ class Hierarchy(Model):
     def grow(self, count: int, generator: Generator) -> Forest:
         """Return the forest among ``count`` features; which parents are exclusive is drawn."""
         inner = self.levels()[-1][0]
-        chosen = torch.randperm(inner, generator=generator, device="cpu")[: int(inner * self.exclusive)]
+        chosen = torch.randperm(inner, generator=generator, device="cpu")[: int(inner * self.exclusive + 0.5)]
         exclusive = torch.zeros(count, dtype=torch.bool, device="cpu")
         exclusive[chosen] = True
         return Forest(self.parents(count), self.levels(), exclusive, self.scale_by_parent)
@@ -93,8 +93,18 @@ class Forest:
         """Return probabilities to draw with, so that features fire as often as is wanted where siblings are few.
 
         A child's is divided by its parent's; among exclusive siblings it is also multiplied by one plus the number of
-        siblings that are expected beside it. At most 1.
+        siblings that are expected beside it. At most 1: among many rivals features fire less often.
+
+        Raises:
+            InputError: for a child that would have to fire whenever its parent does, or more often.
         """
+        below = (self.parents >= 0).nonzero()[:, 0]
+        if beyond := int((wanted[below] >= _CERTAIN * wanted[self.parents[below]]).sum()):
+            raise InputError(
+                f"hierarchy: compensate: {beyond:,} of {below.numel():,} children would have to fire as often as "
+                "their parent does, or more often; give probabilities that fall with the number of the feature "
+                "(zipf, linear), or compensate: false"
+            )
         drawn = wanted.clone()
         for parent, children in self._families():
             above = wanted[parent]

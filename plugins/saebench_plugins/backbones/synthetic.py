@@ -64,6 +64,11 @@ class SyntheticConfig(BackboneConfig):
                 f"the hierarchy has {self.hierarchy.size} features, n_features is {self.n_features}; "
                 "give fewer roots, a smaller branching or depth, or more features"
             )
+        if (
+            self.magnitude is not None
+            and self.lognormal_sigma != SyntheticConfig.model_fields["lognormal_sigma"].default
+        ):
+            raise ValueError("magnitude stands in place of log-normal ones; give it or lognormal_sigma")
         return self
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import (
@@ -33,6 +33,8 @@ from saebench_plugins.constraints._pursuit import Pursuit
 
 _LOGGER: Final = logging.getLogger(__name__)
 _BATCH: Final = 4096
+_ROUNDING: Final = 1e-5
+"""Share of the largest value below which differences are those of rounding."""
 
 
 class FittedDictionaryConfig(ConstraintConfig):
@@ -47,6 +49,15 @@ class FittedDictionaryConfig(ConstraintConfig):
     penalty: PositiveFloat = Field(
         0.1, description="Dictionary learning: weight of the codes' absolute values, at rows of mean-square norm one."
     )
+
+    @model_validator(mode="after")
+    def _read(self) -> FittedDictionaryConfig:
+        fields = FittedDictionaryConfig.model_fields
+        unread = {"pca": ("iterations", "penalty"), "ica": ("penalty",)}.get(self.method, ())
+        for key in unread:
+            if getattr(self, key) != fields[key].default:
+                raise ValueError(f"method {self.method} does not read {key}; leave it out, or choose another method")
+        return self
 
 
 class Fitted(NamedTuple):
@@ -94,8 +105,11 @@ class FittedDictionary(Constraint):
         """Fit the directions to held-out rows."""
         x = _first(rows, self.config.rows).cpu().numpy()
         mean = x.mean(axis=0)
+        centred = x - mean
+        if np.abs(centred).max() <= _ROUNDING * np.abs(x).max():
+            centred = np.zeros_like(x)  # what rounding left is no variance
         fit = {"pca": self._pca, "ica": self._ica, "dictionary_learning": self._learned}[self.config.method]
-        found = _filled(fit(x - mean, sae), sae.d_sae)
+        found = _filled(fit(centred, sae), sae.d_sae)
         tensors = {
             "W_enc": found.encoder.T,
             "W_dec": found.decoder,

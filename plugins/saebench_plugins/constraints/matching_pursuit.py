@@ -1,4 +1,4 @@
-"""Matching Pursuit: the best codes that the starting directions allow, with no encoder and no training."""
+"""Matching Pursuit: codes for the starting directions by a greedy search, with no encoder and no training."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class MatchingPursuitConfig(ConstraintConfig):
 class MatchingPursuit(Constraint):
     """The directions of the start, coded by orthogonal matching pursuit at the target L0.
 
-    With ``init: truth`` it is the ceiling of a true dictionary, with ``iso`` what any directions explain where no
-    encoder stands in the way. Coefficients may be negative.
+    With ``init: truth`` it is a reference for SAEs that know the truth, with ``iso`` what any directions explain where
+    no encoder stands in the way. The search is greedy, so better codes may exist. Coefficients may be negative.
     """
 
     randomises: ClassVar[frozenset[Randomised]] = frozenset({"encoder", "decoder"})
@@ -55,7 +55,7 @@ def register_constraints() -> list[ConstraintSpec]:
         ConstraintSpec(
             config=MatchingPursuitConfig,
             build=MatchingPursuit,
-            summary="Directions as drawn under the best codes that a greedy search finds; no encoder, no training",
+            summary="Directions as drawn, with codes that a greedy search finds; no encoder, no training",
             source="Pati et al. 1993; Tropp and Gilbert 2007",
         )
     ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 
 from saebench_core import ChartPanel, Observed, Series
 
+_EXPLAINED = "reconstruction/explained_variance"
 _QUANTILES = 101
 
 
@@ -62,7 +64,15 @@ def panel(
         drawn = [start(seen) for seen in trained if seen.constraint == trained[0].constraint]
         series.append(_mean("before training", drawn, trained=False))
     l0 = "" if first.l0 is None else f" · L0 {first.l0:g}"
-    return ChartPanel(f"{first.backbone} · {first.architecture}{l0}", tuple(series), dict(levels))
+    title = f"{first.backbone} · {first.architecture}{l0}{_explained(trained)}"
+    return ChartPanel(title, tuple(series), dict(levels))
+
+
+def _explained(trained: Sequence[Observed]) -> str:
+    """Tell what the first trained SAE explains, as the paper's figures do: its features may be elsewhere."""
+    mine = [seen.scores for seen in trained if seen.constraint == trained[0].constraint]
+    told = [scores[_EXPLAINED] for scores in mine if _EXPLAINED in scores]
+    return f" · {trained[0].constraint} explains {fmean(told):.3f}" if told else ""
 
 
 def sorted_values(column: str) -> Drawn:

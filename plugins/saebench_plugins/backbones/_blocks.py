@@ -14,6 +14,10 @@ from saebench_plugins.backbones._firing import Entries, Law
 from saebench_plugins.backbones._hierarchy import Forest
 from saebench_plugins.backbones._magnitudes import Magnitudes
 
+_CAUSES = 512
+"""Draws of the causes over which frequencies are means."""
+_AT_ONCE = 128
+_EDGE = 1e-9
 BLOCK = 4096
 """Rows of a block: drawn together from one generator, so that rows do not depend on how they are cut."""
 
@@ -63,10 +67,27 @@ class Drawing:
         """The law of what needs no parent."""
         return self.law if self.forest is None else self.law.of(self.forest.without_parent)
 
-    def rates(self) -> Float[Tensor, " n_features"]:
-        """Return how often features fire, in a forest as if the law were independence."""
-        drawn = self.probabilities * self.magnitudes.positive()
-        return drawn if self.forest is None else self.forest.marginals(drawn)
+    def rates(self, causes: int, seed: int) -> Float[Tensor, " n_features"]:
+        """Return how often features fire.
+
+        Where a parent and its children share causes, they fire together more often than their probabilities say: the
+        mean, over causes that are spread evenly, of what holds given them.
+
+        Args:
+            causes: how many the features share.
+            seed: of where they lie.
+        """
+        positive = torch.as_tensor(self.magnitudes.positive(), dtype=torch.float64, device="cpu")
+        drawn = self.probabilities * positive
+        if self.forest is None:
+            return drawn
+        if causes == 0:
+            return self.forest.marginals(drawn)
+        total = torch.zeros_like(drawn)
+        for part in torch.split(_spread(causes, seed), _AT_ONCE):
+            given = self.law.given(part) * positive.expand(drawn.shape)[:, None]
+            total += self.forest.marginals(given).sum(dim=1)
+        return torch.where(self.forest.parents < 0, drawn, total / _CAUSES)
 
     def block(self, generator: Generator) -> Block:
         """Draw a block: what needs no parent, then, level by level, children of what fires."""
@@ -106,6 +127,16 @@ class Drawing:
         if forest.scale_by_parent:
             values = values * (above.values / self.magnitudes.means(above.cols))[:, None]
         return _Active(rows[fires], cols[fires], values[fires])
+
+
+def _spread(causes: int, seed: int) -> Float[Tensor, "draws causes"]:
+    """Return standard normal vectors: by Sobol's sequence, five times as exact as random ones, where it goes so far."""
+    if causes > torch.quasirandom.SobolEngine.MAXDIM:
+        return torch.randn(_CAUSES, causes, generator=Generator("cpu").manual_seed(seed), device="cpu")
+    engine = torch.quasirandom.SobolEngine(causes, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+    uniform = engine.draw(_CAUSES, dtype=torch.float64)
+    normal: Tensor = torch.special.ndtri(uniform.clamp(_EDGE, 1 - _EDGE))
+    return normal.float()
 
 
 def _normal(like: Tensor, generator: Generator) -> Float[Tensor, "*entries"]:

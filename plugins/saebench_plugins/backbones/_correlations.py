@@ -39,6 +39,12 @@ class Dependence(Law):
         """Return the dependence of some of the features."""
         return Dependence(self.thresholds[features], self.factor[features], self.own[features])
 
+    def given(self, causes: Float[Tensor, "rows causes"]) -> Float[Tensor, "n_features rows"]:
+        """Return how often what is a feature's alone exceeds what the causes leave of its threshold."""
+        left = self.thresholds[:, None] - self.factor @ causes.T
+        exceeded: Tensor = torch.special.ndtr(-(left / self.own[:, None]).double())
+        return exceeded
+
     def everywhere(self, rows: int, generator: Generator) -> tuple[Fired, Float[Tensor, "rows causes"]]:
         """Draw rows; marginally each feature is a Bernoulli of its probability."""
         count, rank = self.factor.shape

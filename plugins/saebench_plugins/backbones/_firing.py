@@ -50,6 +50,10 @@ class Law(ABC):
         """Return the law of some of the features."""
 
     @abstractmethod
+    def given(self, causes: Float[Tensor, "rows causes"]) -> Float[Tensor, "n_features rows"]:
+        """Return how often features fire where they share these causes; they are independent then."""
+
+    @abstractmethod
     def everywhere(self, rows: int, generator: Generator) -> tuple[Fired, Float[Tensor, "rows causes"]]:
         """Draw all features in new rows, and what they share there."""
 
@@ -72,6 +76,10 @@ class Independence(Law):
     def of(self, features: Int[Tensor, " some"]) -> Independence:
         """Return the probabilities of some of the features."""
         return Independence(self.probabilities[features])
+
+    def given(self, causes: Float[Tensor, "rows causes"]) -> Float[Tensor, "n_features rows"]:
+        """Return the probabilities."""
+        return self.probabilities[:, None].expand(-1, causes.shape[0])
 
     def everywhere(self, rows: int, generator: Generator) -> tuple[Fired, Float[Tensor, "rows causes"]]:
         """Draw only what fires."""

@@ -113,7 +113,7 @@ class Forest:
                 drawn[children] *= 1 + (wanted[children].sum() - wanted[children]) / above
         return drawn.clamp(max=_CERTAIN)
 
-    def marginals(self, drawn: Float[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
+    def marginals(self, drawn: Float[Tensor, "n_features ..."]) -> Float[Tensor, "n_features ..."]:
         """Return how often features fire that are drawn independently with these probabilities.
 
         One of B + 1 exclusive siblings stays with probability 1 / (B + 1), the integral of ``s^B`` over [0, 1]; its
@@ -139,9 +139,9 @@ class Forest:
         return first + (parents[:, None] - before) * branching + torch.arange(branching, device="cpu")
 
 
-def _stays(drawn: Float[Tensor, " siblings"]) -> Float[Tensor, " siblings"]:
-    points, weights = np.polynomial.legendre.leggauss(drawn.numel() // 2 + 1)
+def _stays(drawn: Float[Tensor, "siblings ..."]) -> Float[Tensor, "siblings ..."]:
+    points, weights = np.polynomial.legendre.leggauss(drawn.shape[0] // 2 + 1)
     s, weight = torch.from_numpy((points + 1) / 2), torch.from_numpy(weights / 2)
-    factors = 1 - drawn[:, None] + drawn[:, None] * s
+    factors = 1 - drawn[..., None] + drawn[..., None] * s
     logs = factors.log()
-    return ((logs.sum(dim=0) - logs).exp() * weight).sum(dim=1)
+    return ((logs.sum(dim=0) - logs).exp() * weight).sum(dim=-1)

@@ -24,6 +24,7 @@ from saebench_core import (
     Context,
     Selection,
     Split,
+    derive_seed,
     hookimpl,
     named_generator,
 )
@@ -132,7 +133,7 @@ class Synthetic(Backbone):
         features = random_directions(count, config.d_in, self._generator("features"))
         self._features = features if config.orthogonalise is None else pushed_apart(features, config.orthogonalise)
         self._drawing = self._drawn(count)
-        self._rates = self._drawing.rates()
+        self._rates = None
         if config.bias_norm > 0:
             self._bias = config.bias_norm * random_directions(1, config.d_in, self._generator("bias"))[0]
 
@@ -166,13 +167,15 @@ class Synthetic(Backbone):
         return self._features.to(self._device)
 
     def probabilities(self) -> Float[Tensor, " n_features"]:
-        """Return how often each feature fires; with a hierarchy, as if there were no correlation.
+        """Return how often each feature fires; with a hierarchy and a correlation, to a few percent.
 
         Raises:
             RuntimeError: before `prepare`.
         """
-        if self._rates is None:
+        if self._drawing is None:
             raise RuntimeError("the synthetic backbone is not prepared")
+        if self._rates is None:
+            self._rates = self._drawing.rates(self._causes, derive_seed("synthetic rates", str(self.config.seed)))
         return self._rates.to(self._device, torch.float32)
 
     def parents(self) -> Int[Tensor, " n_features"]:

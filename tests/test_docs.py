@@ -325,6 +325,11 @@ def defined(text):
     return {node.name for node in nodes if isinstance(node, ast.ClassDef | ast.FunctionDef)}
 
 
+def test_no_line_of_text_is_a_comment():
+    """MyST leaves out lines that begin with a percent sign, which a line break may bring there."""
+    assert re.findall(r"^%.*$", TEXT_OF_PAGES, re.MULTILINE) == []
+
+
 def test_included_code_is_there():
     included = re.findall(r"^```\{literalinclude\} (\S+)\n(.*?)^```$", TEXT_OF_PAGES, re.MULTILINE | re.DOTALL)
     assert len(included) >= 12

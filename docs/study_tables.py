@@ -85,12 +85,20 @@ def _text(cells: Sequence[Row], score: str, tell: Tell) -> str:
         return ""
     if len({cell["seed"] for cell in found}) < len(found):
         raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
-    standing = [cell for cell in found if "collapsed" not in cell["flags"]] or found
-    values = [cell["scores"][score] for cell in standing]
+    standing, values = _standing(found), _values(found, score)
     marks = "".join(f" {MARKS[flag]}" for flag in MARKS if any(flag in cell["flags"] for cell in standing))
     spread = f" ± {tell(statistics.stdev(values))}" if len(values) > 1 else ""
     part = f" ({len(standing)} of {len(found)})" if len(standing) < len(found) else ""
     return f"{tell(statistics.fmean(values))}{spread}{marks}{part}"
+
+
+def _standing(cells: Sequence[Row]) -> list[Row]:
+    return [cell for cell in cells if "collapsed" not in cell["flags"]] or list(cells)
+
+
+def _values(cells: Sequence[Row], score: str) -> list[float]:
+    """Return what a mean is of: the score of all cells that did not collapse, if there are any."""
+    return [cell["scores"][score] for cell in _standing(cells)]
 
 
 def _limit(limits: Mapping[str, Any], cells: Sequence[Row], score: str, limit: str, tell: Tell) -> str:
@@ -119,27 +127,30 @@ def best(found: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str]) -> st
 
     Args:
         found: stored results by the name of a preset, or of a preset and one of its backbones (``preset:backbone``).
-        asked: ``score``, ``beside`` (another score), ``constraint``, ``paper`` and ``times`` as for other tables.
+        asked: ``score``, ``beside`` (another score), ``constraint``, ``without`` (backbones that do not count),
+            ``paper`` and ``times`` as for other tables.
 
     Raises:
-        KeyError: if no cell is left.
+        KeyError: for a preset, backbone or constraint without cells, and for a score that one of them lacks.
     """
     settings: dict[tuple[str, str, str], list[Row]] = {}
+    score, beside, without = asked["score"], asked["beside"], asked.get("without", "").split(",")
     for place, data in found.items():
         preset, _, only = place.partition(":")
-        for cell in data["cells"]:
-            if cell["constraint"] == asked["constraint"] and only in ("", cell["backbone"]):
-                settings.setdefault((preset, cell["backbone"], cell["architecture"]), []).append(cell)
-    if not settings:
-        raise KeyError(f"constraint: {asked['constraint']}")
+        chosen = _chosen(data["cells"], {"constraint": asked["constraint"]})
+        chosen = [cell for cell in chosen if only in ("", cell["backbone"]) and cell["backbone"] not in without]
+        if not chosen or not all({score, beside} <= cell["scores"].keys() for cell in chosen):
+            raise KeyError(f"{place}: {asked['constraint']}: {score}, {beside}")
+        for cell in chosen:
+            settings.setdefault((preset, cell["backbone"], cell["architecture"]), []).append(cell)
     paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
-    score, beside, times = asked["score"], asked["beside"], float(asked.get("times", 1))
+    times = float(asked.get("times", 1))
     tell: Tell = (lambda value: f"{value * times:,.0f}") if "times" in asked else number
     heads = ("architecture", asked["named"], "the paper", beside.split("/")[1].replace("_", " "), "steps", "setting")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for kind in dict.fromkeys(name.split("-")[0] for _, _, name in settings):
         mine = [(where, cells) for where, cells in settings.items() if where[2].split("-")[0] == kind]
-        where, cells = max(mine, key=lambda one: statistics.fmean(cell["scores"][score] for cell in one[1]))
+        where, cells = max(mine, key=lambda one: statistics.fmean(_values(one[1], score)))
         setting = f"`{where[1]}` of `{where[0]}`" + (f", `{where[2]}`" if where[2] != kind else "")
         told = (_text(cells, score, tell), paper.get(kind, ""), _text(cells, beside, number), f"{cells[0]['steps']:,}")
         lines.append(f"| {' | '.join((kind, *told, setting))} |")

@@ -158,8 +158,16 @@ def test_where_most_was_reached_by_hand(studies):
     assert (
         studies.best(found, ASKED).splitlines()[2] == "| topk | 60 ± 14 |  | 6.000 ± 1.414 | 1,000 | `fast` of `one` |"
     )
-    with pytest.raises(KeyError, match="constraint: typo"):
-        studies.best(found, {**ASKED, "constraint": "typo"})
+    found = {
+        "one": {"cells": [*plain, {**cell("topk", "trained", 2, 0.0, ["collapsed"]), "backbone": "fast", "steps": 9}]}
+    }
+    told = studies.best(found, {**ASKED, "without": "slow"}).splitlines()
+    assert told[2] == "| topk | 60 ± 14 (2 of 3) |  | 6.000 ± 1.414 (2 of 3) | 1,000 | `fast` of `one` |"
+    for wrong in ({"constraint": "typo"}, {"score": "a/typo"}, {"without": "fast,slow"}):
+        with pytest.raises(KeyError):
+            studies.best(found, {**ASKED, **wrong})
+    with pytest.raises(KeyError, match="one:typo"):
+        studies.best({"one:typo": {"cells": plain}, "two": {"cells": other}}, ASKED)
 
 
 @pytest.mark.parametrize(

@@ -145,16 +145,14 @@ def _chart(
 
 def _panel(title: str, spots: Sequence[Spot], where: Callable[[float], str]) -> ChartPanel:
     names = dict.fromkeys(entry.constraint for spot in spots for entry in spot.row.entries)
-    series = [_series(name, spots, where) for name in names]
-    limits = {name: [(spot.x, getattr(spot.row, name)) for spot in spots] for name in ("floor", "ceiling")}
-    levels = {}
-    for name, places in limits.items():
-        known = [(x, value) for x, value in places if value is not None]
-        if len(known) == len(places) and len({value for _, value in known}) == 1:
-            levels[name] = known[0][1]
-        elif known:  # a line across would be wrong at all places but one
-            series.append(Series(name, tuple(x for x, _ in known), tuple(value for _, value in known)))
-    return ChartPanel(title, tuple(one for one in series if one.x), levels)
+    series = tuple(_series(name, spots, where) for name in names)
+    limits = {name: {getattr(spot.row, name) for spot in spots} for name in ("floor", "ceiling")}
+    levels = {name: found.pop() for name, found in limits.items() if len(found) == 1}  # others are wrong somewhere
+    return ChartPanel(
+        title,
+        tuple(one for one in series if one.x),
+        {name: value for name, value in levels.items() if value is not None},
+    )
 
 
 def _series(name: str, spots: Sequence[Spot], where: Callable[[float], str]) -> Series:

@@ -211,7 +211,7 @@ def seen(constraint, seed, best, architecture="topk", start=0.3):
     return Observed("toy", "a", architecture, constraint, 20.0, seed, constraint == "trained", items)
 
 
-def test_limits_that_differ_from_place_to_place_are_lines():
+def test_limits_that_differ_from_place_to_place_are_left_out():
     """A line across is right only where the limit is the same at all places."""
     cells = []
     for n, floor in ((1, 0.1), (2, 0.3)):
@@ -220,7 +220,7 @@ def test_limits_that_differ_from_place_to_place_are_lines():
         cells.append(one.model_copy(update={"result": one.result.model_copy(update={"metrics": {EV: value}})}))
     (panel,) = charts(cells)[0].panels
     assert panel.levels == {"ceiling": 0.9}
-    assert [(line.label, line.y) for line in panel.series] == [("trained", (0.8, 0.8)), ("floor", (0.1, 0.3))]
+    assert [(line.label, line.y) for line in panel.series] == [("trained", (0.8, 0.8))]
 
 
 def test_recovery_is_drawn_sorted_and_against_frequency():

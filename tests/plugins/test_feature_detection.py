@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -137,14 +138,16 @@ def metric_floor(truth, asked):
 
 
 def test_the_order_of_equal_latents_does_not_matter(context):
-    """Latents that tie in F1 and not in precision: 0 fires in few of the feature's rows, 1 in all and some others."""
-    encoder = normal(12, N, seed=4)
-    encoder[6:] = encoder[:6]
-    found = []
-    for seed in (0, 1, 2):
-        order = torch.randperm(12, generator=generator(seed))
-        found.append(score(context, sae_of(encoder[order], normal(12, N)[order], -0.5))[0])
-    assert found[0] == found[1] == found[2]
+    """Latents that are alike in the even rows, where they are chosen, and not in the odd ones: their mean is told."""
+    feature, latents = torch.zeros(1, 40, dtype=torch.int32), torch.zeros(40, 3, dtype=torch.int32)
+    feature[0, :12] = 1
+    latents[:12:2] = 1  # in the even rows all three fire with the feature
+    latents[1:12:2, 0], latents[1::2, 1] = 1, 1  # in the odd ones the first as well, the second always, the third never
+    expected = (3, 1 + 0.3 + 0, 1 + 1 + 0, 1 + 12 / 26 + 0)
+    for order in itertools.permutations(range(3)):
+        (best,) = best_latents(csr_array(feature.numpy()), csr_array(latents[:, list(order)].numpy()), [0])
+        assert best[1:] == (expected[0], *(pytest.approx(total / 3) for total in expected[1:]))
+        assert best.latent == 0
 
 
 def test_of_equal_f1_the_more_precise_latent_is_taken():

@@ -38,20 +38,30 @@ def test_the_same_directions_in_another_order_and_length_are_stable():
     assert [found["mean"], found["fraction_0.8"]] == [pytest.approx(1.0, abs=1e-6)] * 2
     assert scored.scores["mean"].n == 18
     starts = {found[name].reason for name in ("mean_at_start", "fraction_0.8_at_start")}
-    assert starts == {"all seeds start from the same directions"}  # they are no null, then
+    assert starts == {"seeds start from directions that they share"}  # they are no null, then
 
 
 def test_by_hand_over_two_other_seeds():
     axes = torch.eye(D)
     tilted = 0.6 * axes[0] + 0.8 * axes[1]
-    first = subject(torch.stack([axes[0], axes[2]]), axes[3:5])
-    second = subject(torch.stack([tilted, -axes[2]]), axes[[3, 3]])
+    near, far = 0.96 * axes[3] + 0.28 * axes[4], 0.6 * axes[4] + 0.8 * axes[5]
+    first = subject(torch.stack([axes[0], axes[2]]), torch.stack([near, far]))
+    second = subject(torch.stack([tilted, -axes[2]]), near.repeat(2, 1))
     found, scored = score(subject(axes[[0, 2]], axes[[3, 4]], [first, second]))
     assert found["mean"] == pytest.approx((1 + 1 + 0.6 + 0) / 4)
     assert found["fraction_0.8"] == pytest.approx(2 / 4)
-    assert found["mean_at_start"] == pytest.approx((1 + 1 + 1 + 0) / 4)
-    assert found["fraction_0.8_at_start"] == pytest.approx(3 / 4)
+    assert found["mean_at_start"] == pytest.approx((0.96 + 0.6 + 0.96 + 0.28) / 4)
+    assert found["fraction_0.8_at_start"] == pytest.approx(2 / 4)
     assert scored.items["best_cosine"] == [pytest.approx(0.8), pytest.approx(0.5)]
+
+
+def test_starts_that_seeds_share_in_part_are_no_null():
+    start = normal(5, D)
+    found, _ = score(subject(normal(5, D, seed=1), start, [subject(normal(5, D, seed=2), start.roll(1, 0))]))
+    assert found["mean_at_start"].reason == "seeds start from directions that they share"
+    half = torch.cat([start[:2], normal(3, D, seed=3)])
+    found, _ = score(subject(normal(5, D, seed=1), start, [subject(normal(5, D, seed=2), half)]))
+    assert found["mean_at_start"].reason and found["mean"] < 0.9
 
 
 def test_one_seed_alone_has_no_stability():

@@ -47,7 +47,7 @@ def test_parents_by_hand():
 
 
 def test_a_backbone_tells_its_parents_before_it_is_prepared():
-    keys = {"d_in": 6, "n_features": 30}
+    keys = {"d_in": 6, "n_features": 30, "probability": {"type": "zipf", "low": 0.01, "high": 0.1}}
     tree = Synthetic(SyntheticConfig.model_validate(keys | {"hierarchy": {"roots": 2, "branching": 3, "depth": 2}}))
     assert tree.parents().tolist() == Hierarchy(roots=2, branching=3, depth=2).grow(30, generator(0)).parents.tolist()
     flat = Synthetic(SyntheticConfig.model_validate(keys))
@@ -85,19 +85,18 @@ def test_without_rivals_compensation_is_exact():
 
 
 @pytest.mark.parametrize(
-    ("probability", "hierarchy"),
-    [
-        ({"type": "constant", "p": 0.1}, {"exclusive": 0.0}),
-        ({"type": "log_uniform", "low": 1e-4, "high": 0.3}, {}),
-    ],
-    ids=["as often as parents", "more often"],
+    "probability", [{"type": "constant", "p": 0.1}, {"type": "log_uniform", "low": 1e-4, "high": 0.3}]
 )
-def test_what_compensation_cannot_do_is_refused(probability, hierarchy):
-    """Without it the same is drawn, and children fire less often than they are told to."""
-    with pytest.raises(InputError, match=r"of 24 children would have to fire as often as their parent does") as raised:
-        make(TREES | hierarchy, probability=probability)
-    assert "compensate: false" in str(raised.value)
-    assert make(TREES | hierarchy | {"compensate": False}, probability=probability).probabilities().numel() == 30
+def test_probabilities_in_no_order_cannot_be_compensated(probability):
+    """Without compensation the same is drawn, and children fire less often than they are told to."""
+    with pytest.raises(ValidationError, match=f"probabilities are {probability['type']}.*compensate: false"):
+        make(TREES, probability=probability)
+    assert make(TREES | {"compensate": False}, probability=probability).probabilities().numel() == 30
+
+
+def test_children_that_would_fire_as_often_as_their_parent_are_refused():
+    with pytest.raises(InputError, match=r"24 of 24 children would have to fire as often as their parent does"):
+        make(TREES, probability={"type": "linear", "low": 0.1, "high": 0.1})
 
 
 def test_the_share_that_stays_by_counting():

@@ -14,8 +14,8 @@ from saebench_plugins.backbones._firing import Entries, Law
 from saebench_plugins.backbones._hierarchy import Forest
 from saebench_plugins.backbones._magnitudes import Magnitudes
 
-_CAUSES = 512
-"""Draws of the causes over which frequencies are means."""
+_LEAST, _MOST, _PRODUCT = 512, 8192, 1 << 22
+"""Fewest and most draws of causes over which frequencies are means, and their number times that of features."""
 _AT_ONCE = 128
 _EDGE = 1e-9
 BLOCK = 4096
@@ -84,10 +84,11 @@ class Drawing:
         if causes == 0:
             return self.forest.marginals(drawn)
         total = torch.zeros_like(drawn)
-        for part in torch.split(_spread(causes, seed), _AT_ONCE):
+        draws = min(_MOST, max(_LEAST, _PRODUCT // drawn.numel()))
+        for part in torch.split(_spread(draws, causes, seed), _AT_ONCE):
             given = self.law.given(part) * positive.expand(drawn.shape)[:, None]
             total += self.forest.marginals(given).sum(dim=1)
-        return torch.where(self.forest.parents < 0, drawn, total / _CAUSES)
+        return torch.where(self.forest.parents < 0, drawn, total / draws)
 
     def block(self, generator: Generator) -> Block:
         """Draw a block: what needs no parent, then, level by level, children of what fires."""
@@ -129,12 +130,12 @@ class Drawing:
         return _Active(rows[fires], cols[fires], values[fires])
 
 
-def _spread(causes: int, seed: int) -> Float[Tensor, "draws causes"]:
+def _spread(draws: int, causes: int, seed: int) -> Float[Tensor, "draws causes"]:
     """Return standard normal vectors: by Sobol's sequence, five times as exact as random ones, where it goes so far."""
     if causes > torch.quasirandom.SobolEngine.MAXDIM:
-        return torch.randn(_CAUSES, causes, generator=Generator("cpu").manual_seed(seed), device="cpu")
+        return torch.randn(draws, causes, generator=Generator("cpu").manual_seed(seed), device="cpu")
     engine = torch.quasirandom.SobolEngine(causes, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-    uniform = engine.draw(_CAUSES, dtype=torch.float64)
+    uniform = engine.draw(draws, dtype=torch.float64)
     normal: Tensor = torch.special.ndtri(uniform.clamp(_EDGE, 1 - _EDGE))
     return normal.float()
 

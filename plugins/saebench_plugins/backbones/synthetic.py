@@ -36,6 +36,8 @@ from saebench_plugins.backbones._frequencies import LogUniformProbability, Proba
 from saebench_plugins.backbones._hierarchy import Hierarchy
 from saebench_plugins.backbones._magnitudes import LogNormal, Magnitudes, RectifiedNormal
 
+_IN_NO_ORDER = {"constant", "log_uniform"}
+
 
 class SyntheticConfig(BackboneConfig):
     """Configuration of `Synthetic`; the defaults are the paper's variable setting."""
@@ -64,6 +66,12 @@ class SyntheticConfig(BackboneConfig):
             raise ValueError(
                 f"the hierarchy has {self.hierarchy.size} features, n_features is {self.n_features}; "
                 "give fewer roots, a smaller branching or depth, or more features"
+            )
+        if self.hierarchy is not None and self.hierarchy.compensate and self.probability.type in _IN_NO_ORDER:
+            raise ValueError(
+                "hierarchy: no child can fire more often than its parent, and probabilities are "
+                f"{self.probability.type}; give some that fall with the number of the feature (zipf, linear), or "
+                "compensate: false"
             )
         if (
             self.magnitude is not None
@@ -167,7 +175,10 @@ class Synthetic(Backbone):
         return self._features.to(self._device)
 
     def probabilities(self) -> Float[Tensor, " n_features"]:
-        """Return how often each feature fires; with a hierarchy and a correlation, to a few percent.
+        """Return how often each feature fires; with a hierarchy and a correlation, about as often.
+
+        Then they are means over draws of what features share, good to some percent where correlations are weak, and to
+        some tens of percent for rare features where they are strong.
 
         Raises:
             RuntimeError: before `prepare`.

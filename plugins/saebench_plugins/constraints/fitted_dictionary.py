@@ -34,7 +34,7 @@ from saebench_plugins.constraints._pursuit import Pursuit
 _LOGGER: Final = logging.getLogger(__name__)
 _BATCH: Final = 4096
 _ROUNDING: Final = 1e-5
-"""Share of the largest value below which differences are those of rounding."""
+"""Share of a column's largest value below which differences are those of rounding."""
 
 
 class FittedDictionaryConfig(ConstraintConfig):
@@ -106,8 +106,10 @@ class FittedDictionary(Constraint):
         x = _first(rows, self.config.rows).cpu().numpy()
         mean = x.mean(axis=0)
         centred = x - mean
-        if np.abs(centred).max() <= _ROUNDING * np.abs(x).max():
-            centred = np.zeros_like(x)  # what rounding left is no variance
+        centred[:, np.abs(centred).max(axis=0) <= _ROUNDING * np.abs(x).max(axis=0)] = 0.0  # rounding is no variance
+        if not centred.any():
+            method = self.config.method
+            raise InputError(f"{method} needs rows that vary; the {x.shape[0]} calibration rows are all the same")
         fit = {"pca": self._pca, "ica": self._ica, "dictionary_learning": self._learned}[self.config.method]
         found = _filled(fit(centred, sae), sae.d_sae)
         tensors = {
@@ -131,8 +133,6 @@ class FittedDictionary(Constraint):
         from sklearn.decomposition import FastICA
 
         count = min(max(1, sae.d_sae // 2), int(np.linalg.matrix_rank(x)))  # what has no variance cannot be whitened
-        if count == 0:
-            raise InputError(f"ICA needs rows that vary; the {x.shape[0]} calibration rows are all the same")
         most = self.config.iterations or 200
         model = FastICA(count, whiten="unit-variance", max_iter=most, random_state=_seed(sae))
         fitted = _quietly(model.fit, x)

@@ -187,12 +187,14 @@ def latents_of(
     features: Float[Tensor, "n_features d_in"], directions: Float[Tensor, "d_sae d_in"], threshold: float
 ) -> Owned:
     """Return each feature's closest latents, if their cosine is above a threshold."""
-    near = []
+    mine, latents, first = [], [], 0
     for part in cosine_parts(features, directions):
         best = part.amax(dim=1, keepdim=True)
-        near.append((part >= best - _ALIKE) & (best > threshold))
-    mine, latents = torch.cat(near).nonzero().unbind(1)
-    return Owned(mine, latents, features.shape[0], directions.shape[0])
+        rows, cols = ((part >= best - _ALIKE) & (best > threshold)).nonzero().unbind(1)
+        mine.append(rows + first)
+        latents.append(cols)
+        first += part.shape[0]
+    return Owned(torch.cat(mine), torch.cat(latents), first, directions.shape[0])
 
 
 class _Tally:

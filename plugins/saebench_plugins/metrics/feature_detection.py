@@ -179,11 +179,15 @@ def best_latents(features: csr_array, latents: csr_array, asked: Sequence[int]) 
         latents: where latents fire, ``(rows, d_sae)``.
         asked: numbers of features that fire in even and in odd rows.
     """
-    told = features[asked]
+    told, halves = features[asked], [latents[parity::2] for parity in (0, 1)]
+    fires = [half.sum(axis=0, dtype=np.int64) for half in halves]
     for start in range(0, len(asked), _FEATURES):
         part = told[start : start + _FEATURES]
-        halves = [(part[:, parity::2], latents[parity::2]) for parity in (0, 1)]
-        even, odd = (_Half(mine.sum(axis=1), theirs.sum(axis=0), mine @ theirs) for mine, theirs in halves)
+        parts = [part[:, parity::2] for parity in (0, 1)]
+        even, odd = (
+            _Half(mine.sum(axis=1, dtype=np.int64), count, mine.astype(np.int32) @ theirs)
+            for mine, theirs, count in zip(parts, halves, fires, strict=True)
+        )
         for number in range(part.shape[0]):
             yield _told(odd, number, _alike(even, number))
 
@@ -233,11 +237,11 @@ def _fired(subject: Subject, context: MetricContext, rows: int, n_features: int)
 
 
 def _table(entries: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, int]) -> csr_array:
-    """Return a matrix with a one at each entry."""
+    """Return a matrix with a one at each entry; sums and products of it need a wider type."""
     from scipy.sparse import coo_array
 
     rows, cols = (torch.cat(part).numpy() for part in zip(*entries, strict=True))
-    return coo_array((np.ones(len(rows), dtype=np.int32), (rows, cols)), shape=shape).tocsr()
+    return coo_array((np.ones(len(rows), dtype=np.int8), (rows, cols)), shape=shape).tocsr()
 
 
 @hookimpl

@@ -89,20 +89,18 @@ class FeatureFiring(Metric):
         return {"evaluation": self.config.rows}
 
     def prepare(self, context: MetricContext) -> Prepared:
-        """Return features and how often each fires; the ceilings are what a perfect dictionary has.
+        """Return features and how often each fires; the ceiling of `silent` is a perfect dictionary's expectation.
 
-        Its latents for features that fire in no row have 0; that is as many as `silent` tells, in n rows
-        ``(1 - p)^n`` of those with probability p, in expectation.
+        A feature of probability p is silent in n rows with probability ``(1 - p)^n``.
         """
         truth = truth_of(context, "feature_firing")
         features, probabilities = truth.features(), truth.probabilities().double()
         expected = float(torch.exp(self.config.rows * torch.log1p(-probabilities)).mean())
         counts = times_fired(truth, self.config.rows)[0]
-        told = dict.fromkeys(("precision", "recall", "f1"), float((counts > 0).double().mean()))
         return Prepared(
             tensors={"features": features, "counts": counts},
             floors={"precision": 0.0, "recall": 0.0, "f1": 0.0, "support_precision": 0.0, "silent": 1.0},
-            ceilings={**told, "support_precision": 1.0, "silent": expected},
+            ceilings={"precision": 1.0, "recall": 1.0, "f1": 1.0, "support_precision": 1.0, "silent": expected},
         )
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:

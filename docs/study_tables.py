@@ -36,8 +36,7 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     lines = [f"| {asked['rows']} | {' | '.join(heads)} |", f"|---|{'---|' * len(columns)}"]
     times = float(asked["times"]) if "times" in asked else None
 
-    def tell(value: float) -> str:
-        return number(value) if times is None else f"{value * times:,.0f}"
+    tell: Tell = number if times is None else (lambda value: f"{value * times:,.0f}")
 
     def places(cells: Sequence[Row]) -> list[tuple[list[Row], str]]:
         if by_score:
@@ -87,9 +86,16 @@ def _text(cells: Sequence[Row], score: str, tell: Tell) -> str:
         raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
     standing, values = _standing(found), _values(found, score)
     marks = "".join(f" {MARKS[flag]}" for flag in MARKS if any(flag in cell["flags"] for cell in standing))
-    spread = f" ± {tell(statistics.stdev(values))}" if len(values) > 1 else ""
+    mean = tell(statistics.fmean(values))
+    spread = f" ± {_briefly(statistics.stdev(values), mean, tell)}" if len(values) > 1 else ""
     part = f" ({len(standing)} of {len(found)})" if len(standing) < len(found) else ""
-    return f"{tell(statistics.fmean(values))}{spread}{marks}{part}"
+    return f"{mean}{spread}{marks}{part}"
+
+
+def _briefly(spread: float, mean: str, tell: Tell) -> str:
+    """Tell a spread with no more digits than its mean has; a table has little room."""
+    decimals = mean.partition(".")[2]
+    return f"{spread:.{len(decimals)}f}" if decimals.isdigit() else tell(spread)
 
 
 def _standing(cells: Sequence[Row]) -> list[Row]:

@@ -34,9 +34,7 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     columns = scores if by_score else _in_order(chosen, asked["columns"])
     heads = [column.replace("_", " ").replace("/", " / ") for column in columns] if by_score else columns  # lines break
     lines = [f"| {asked['rows']} | {' | '.join(heads)} |", f"|---|{'---|' * len(columns)}"]
-    times = float(asked["times"]) if "times" in asked else None
-
-    tell: Tell = number if times is None else (lambda value: f"{value * times:,.0f}")
+    tell = _teller(asked)
 
     def places(cells: Sequence[Row]) -> list[tuple[list[Row], str]]:
         if by_score:
@@ -50,10 +48,21 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
         values = [_limit(data["limits"], *place, limit, tell) for place in places(chosen)]
         if any(values):
             lines.append(f"| *{limit}* | {' | '.join(values)} |")
-    paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
-    if paper:
+    if paper := _paper(asked):
         lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
     return "\n".join(lines)
+
+
+def _teller(asked: Mapping[str, str]) -> Tell:
+    """Return how numbers are told: as they are, or as counts of ``times``."""
+    if "times" not in asked:
+        return number
+    times = float(asked["times"])
+    return lambda value: f"{value * times:,.0f}"
+
+
+def _paper(asked: Mapping[str, str]) -> dict[str, str]:
+    return dict(pair.split(":") for pair in asked.get("paper", "").split())
 
 
 def _in_order(cells: Sequence[Row], axis: str) -> list[str]:
@@ -149,9 +158,7 @@ def best(found: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str]) -> st
             raise KeyError(f"{place}: {asked['constraint']}: {score}, {beside}")
         for cell in chosen:
             settings.setdefault((preset, cell["backbone"], cell["architecture"]), []).append(cell)
-    paper = dict(pair.split(":") for pair in asked.get("paper", "").split())
-    times = float(asked.get("times", 1))
-    tell: Tell = (lambda value: f"{value * times:,.0f}") if "times" in asked else number
+    paper, tell = _paper(asked), _teller(asked)
     heads = ("architecture", asked["named"], "the paper", beside.split("/")[1].replace("_", " "), "steps", "setting")
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for kind in dict.fromkeys(name.split("-")[0] for _, _, name in settings):

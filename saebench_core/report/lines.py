@@ -147,12 +147,9 @@ def _panel(title: str, spots: Sequence[Spot], where: Callable[[float], str]) -> 
     names = dict.fromkeys(entry.constraint for spot in spots for entry in spot.row.entries)
     series = tuple(_series(name, spots, where) for name in names)
     limits = {name: {getattr(spot.row, name) for spot in spots} for name in ("floor", "ceiling")}
-    levels = {name: found.pop() for name, found in limits.items() if len(found) == 1}  # others are wrong somewhere
-    return ChartPanel(
-        title,
-        tuple(one for one in series if one.x),
-        {name: value for name, value in levels.items() if value is not None},
-    )
+    shared = {name: found.pop() for name, found in limits.items() if len(found) == 1}  # others are wrong somewhere
+    levels = {name: value for name, value in shared.items() if value is not None}
+    return ChartPanel(title, tuple(one for one in series if one.x), levels)
 
 
 def _series(name: str, spots: Sequence[Spot], where: Callable[[float], str]) -> Series:

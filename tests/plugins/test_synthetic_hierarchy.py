@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
+from saebench_plugins.backbones._blocks import _spread
 from saebench_plugins.backbones._correlations import Dependence
 from saebench_plugins.backbones._hierarchy import Hierarchy
 from saebench_plugins.backbones.synthetic import Synthetic, SyntheticConfig
@@ -184,6 +185,16 @@ def test_log_normal_children_keep_their_mean_below_a_parent():
     mean, spread = math.exp(0.125), math.exp(0.25)
     error = spread * math.sqrt(math.exp(0.5) - 1) / math.sqrt(values.numel())
     assert float(values.mean()) == pytest.approx(mean, abs=5 * error)
+
+
+def test_what_features_share_is_spread_as_standard_normals():
+    """Also where there are more causes than Sobol's sequence has dimensions."""
+    most = torch.quasirandom.SobolEngine.MAXDIM
+    for causes, near in ((3, 0.02), (most + 1, 0.2)):
+        drawn = _spread(512, causes, seed=1).double()
+        assert drawn.shape == (512, causes)
+        assert float(drawn[:, :3].mean(0).abs().max()) < near and float((drawn[:, :3].std(0) - 1).abs().max()) < near
+        assert torch.equal(_spread(512, causes, seed=1).double(), drawn)
 
 
 def test_rivals_stay_equally_often():

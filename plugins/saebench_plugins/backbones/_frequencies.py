@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,8 @@ from saebench_core import Model
 
 class ConstantProbability(Model):
     """Every feature fires equally often."""
+
+    falls: ClassVar[bool] = False
 
     type: Literal["constant"] = "constant"
     p: float = Field(gt=0, lt=1, description="Probability to fire in a row.")
@@ -30,6 +32,8 @@ class ConstantProbability(Model):
 
 class LogUniformProbability(Model):
     """Probabilities drawn once per feature, uniform in their logarithm."""
+
+    falls: ClassVar[bool] = False
 
     type: Literal["log_uniform"] = "log_uniform"
     low: float = Field(gt=0, lt=1, description="Smallest probability.")
@@ -56,6 +60,8 @@ class LogUniformProbability(Model):
 class ZipfProbability(Model):
     """A power of the rank, stretched so that the first feature has ``high`` and the last ``low`` (SynthSAEBench)."""
 
+    falls: ClassVar[bool] = True
+
     type: Literal["zipf"] = "zipf"
     low: float = Field(gt=0, lt=1, description="Probability of the rarest feature.")
     high: float = Field(gt=0, lt=1, description="Probability of the most frequent feature.")
@@ -78,6 +84,8 @@ class ZipfProbability(Model):
 
 class LinearProbability(Model):
     """From ``high`` for the first feature to ``low`` for the last, in equal steps."""
+
+    falls: ClassVar[bool] = True
 
     type: Literal["linear"] = "linear"
     low: float = Field(gt=0, lt=1, description="Probability of the rarest feature.")

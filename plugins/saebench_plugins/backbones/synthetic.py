@@ -36,8 +36,6 @@ from saebench_plugins.backbones._frequencies import LogUniformProbability, Proba
 from saebench_plugins.backbones._hierarchy import Hierarchy
 from saebench_plugins.backbones._magnitudes import LogNormal, Magnitudes, RectifiedNormal
 
-_IN_NO_ORDER = {"constant", "log_uniform"}
-
 
 class SyntheticConfig(BackboneConfig):
     """Configuration of `Synthetic`; the defaults are the paper's variable setting."""
@@ -67,16 +65,22 @@ class SyntheticConfig(BackboneConfig):
                 f"the hierarchy has {self.hierarchy.size} features, n_features is {self.n_features}; "
                 "give fewer roots, a smaller branching or depth, or more features"
             )
-        if self.hierarchy is not None and self.hierarchy.compensate and self.probability.type in _IN_NO_ORDER:
+        return self
+
+    @model_validator(mode="after")
+    def _parents_first(self) -> SyntheticConfig:
+        if self.hierarchy is not None and self.hierarchy.compensate and not self.probability.falls:
             raise ValueError(
                 "hierarchy: no child can fire more often than its parent, and probabilities are "
                 f"{self.probability.type}; give some that fall with the number of the feature (zipf, linear), or "
                 "compensate: false"
             )
-        if (
-            self.magnitude is not None
-            and self.lognormal_sigma != SyntheticConfig.model_fields["lognormal_sigma"].default
-        ):
+        return self
+
+    @model_validator(mode="after")
+    def _one_law_of_magnitudes(self) -> SyntheticConfig:
+        usual = SyntheticConfig.model_fields["lognormal_sigma"].default
+        if self.magnitude is not None and self.lognormal_sigma != usual:
             raise ValueError("magnitude stands in place of log-normal ones; give it or lognormal_sigma")
         return self
 

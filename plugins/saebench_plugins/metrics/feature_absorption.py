@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,6 +60,8 @@ class FeatureAbsorption(Metric):
     `missed` is how often the same parents' latents are silent where no child fires. Only what is above that has to do
     with children.
     """
+
+    version: ClassVar[int] = 2
 
     def __init__(self, config: FeatureAbsorptionConfig) -> None:
         self.config = config

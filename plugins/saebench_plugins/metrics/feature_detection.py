@@ -62,7 +62,7 @@ class FeatureDetection(Metric):
     Directions are not asked, so no random one stands in the way; `feature_firing` asks the latents that point at a
     feature. Of latents with equal F1 the most precise is taken; of several that are alike in both, their mean is told.
     Features that do not fire in both halves, the even rows and the odd ones, are left out. The floor is a latent that
-    always fires. No best of many has a better score by chance: it was chosen by other rows.
+    always fires. That there are many latents to choose from raises no score by chance: other rows choose.
     """
 
     def __init__(self, config: FeatureDetectionConfig) -> None:
@@ -126,23 +126,22 @@ class FeatureDetection(Metric):
         """Return every feature's F1, sorted and against frequency, twins overlaid."""
         every = list(blocks(found))
         uneven = [block for block in every if varied(block)]
-        return [
-            Chart(
-                "F1 of every true feature's best latent, sorted",
-                "of the latent that tells best when the feature is active, wherever it points",
-                "share of features that fire",
-                "F1",
-                tuple(panel(block, sorted_values("f1"), {}) for block in every),
-            ),
-            Chart(
-                "F1 of best latents against firing probability",
-                "mean over those of a group of equal size by frequency that fire",
-                "firing probability",
-                "F1",
-                tuple(panel(block, by_frequency("f1"), {}) for block in uneven),
-                x_log=True,
-            ),
-        ][: bool(every) + bool(uneven)]
+        ranked = Chart(
+            "F1 of every true feature's best latent, sorted",
+            "of the latent that tells best when the feature is active, wherever it points",
+            "share of features that fire",
+            "F1",
+            tuple(panel(block, sorted_values("f1"), {}) for block in every),
+        )
+        frequent = Chart(
+            "F1 of best latents against firing probability",
+            "mean over those of a group of equal size by frequency that fire",
+            "firing probability",
+            "F1",
+            tuple(panel(block, by_frequency("f1"), {}) for block in uneven),
+            x_log=True,
+        )
+        return [chart for chart in (ranked, frequent) if chart.panels]
 
 
 class Best(NamedTuple):
@@ -170,6 +169,11 @@ class _Half(NamedTuple):
     fires: np.ndarray
     both: csr_array
 
+    def together(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the latents that fire with a feature, and in how many rows."""
+        own = slice(self.both.indptr[number], self.both.indptr[number + 1])
+        return self.both.indices[own], self.both.data[own]
+
 
 def best_latents(features: csr_array, latents: csr_array, asked: Sequence[int]) -> Iterator[Best]:
     """Yield the best latent of some features.
@@ -194,9 +198,7 @@ def best_latents(features: csr_array, latents: csr_array, asked: Sequence[int]) 
 
 def _alike(half: _Half, number: int) -> np.ndarray:
     """Return the latents of largest F1, and among them of largest precision; equal quotients are equal floats."""
-    own = slice(half.both.indptr[number], half.both.indptr[number + 1])
-    latents: np.ndarray = half.both.indices[own]
-    both = half.both.data[own]
+    latents, both = half.together(number)
     if not latents.size:
         return latents
     fires = half.fires[latents]
@@ -209,10 +211,10 @@ def _alike(half: _Half, number: int) -> np.ndarray:
 def _told(half: _Half, number: int, latents: np.ndarray) -> Best:
     if not latents.size:
         return Best()
-    together = np.zeros(half.both.shape[1], dtype=np.int64)
-    own = slice(half.both.indptr[number], half.both.indptr[number + 1])
-    together[half.both.indices[own]] = half.both.data[own]
-    both, fires, positives = together[latents], half.fires[latents], half.positives[number]
+    every = np.zeros(half.both.shape[1], dtype=np.int64)
+    with_it, rows = half.together(number)
+    every[with_it] = rows
+    both, fires, positives = every[latents], half.fires[latents], half.positives[number]
     columns = (both / np.maximum(fires, 1), both / positives, 2 * both / (fires + positives))
     means = (math.fsum(column) / latents.size for column in columns)  # whatever the order of latents
     return Best(int(latents[0]), latents.size, *means)

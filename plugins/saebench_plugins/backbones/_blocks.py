@@ -14,7 +14,7 @@ from saebench_plugins.backbones._firing import Entries, Law
 from saebench_plugins.backbones._hierarchy import Forest
 from saebench_plugins.backbones._magnitudes import Magnitudes
 
-_LEAST, _MOST, _PRODUCT = 512, 8192, 1 << 22
+_LEAST, _MOST, _PRODUCT = 512, 2048, 1 << 20
 """Fewest and most draws of causes over which frequencies are means, and their number times that of features."""
 _AT_ONCE = 128
 _EDGE = 1e-9

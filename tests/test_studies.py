@@ -61,7 +61,7 @@ FEATURES = 3200
 
 
 def test_counts_of_features_and_latents_in_the_toy_world_s_text_are_stored_ones(studies):
-    stored = [studies.FOLDER / "data" / f"paper-synthetic{name}.json" for name in ("", "-long", "-settings")]
+    stored = [studies.FOLDER / "data" / f"paper-synthetic{name}.json" for name in ("", "-long", "-settings", "-steps")]
     cells = [cell for path in stored for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     settings: dict[tuple[str, ...], list[dict[str, float]]] = {}
     for one in cells:

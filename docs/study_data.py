@@ -124,9 +124,9 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
 
     A study may be run in pieces, on several machines, and a cell may stand in several registries under other names. It
     counts as the same if its id, a hash of its configuration, is; its time counts where it was run for. Charts that
-    were made of more cells than are there now stay as they were. Where times were kept for a whole preset only, each of
-    its cells has an equal share; nothing but their sum is told. Cells of a world that is drawn otherwise now are left
-    out.
+    were made of more cells than are there now stay as they were, but for series of constraints that are all there.
+    Where times were kept for a whole preset only, each of its cells has an equal share; nothing but their sum is told.
+    Cells of a world that is drawn otherwise now are left out.
 
     Args:
         found: what `collect` gives.
@@ -145,7 +145,11 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
             rows[row["id"]] = named if own else {**named, "seconds": 0.0}
             limits.append((named["backbone"], _limits_for(row, piece["limits"])))
         versions.append(piece["versions"] if kept else {})
-        charts |= piece["charts"] if own and kept else {}
+        if own and kept:
+            older = {row["constraint"] for row in kept}
+            charts |= {
+                title: _renewed(chart, found["charts"].get(title), older) for title, chart in piece["charts"].items()
+            }
     ordered = [rows[name] for name in found["order"] if name in rows]
     failed = [name for name in found["failed"] if name not in rows]
     return {
@@ -158,6 +162,27 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
         "limits": _agreed(limits),
         "charts": {**found["charts"], **charts},
     }
+
+
+def _renewed(before: Any, now: Any, older: Set[str]) -> Any:
+    """Return a chart with its series as they are now, but for those of constraints of which older cells are kept."""
+    if now is None or before["x_names"] != now["x_names"]:
+        return before
+    found = {_place(panel): {series["label"]: series for series in panel["series"]} for panel in now["panels"]}
+    titles = {_place(panel): panel["title"] for panel in now["panels"]}
+
+    def renewed(panel: Any) -> Any:
+        place = _place(panel)
+        own = {label: series for label, series in found.get(place, {}).items() if label not in older}
+        series = [own.get(one["label"], one) for one in panel["series"]]
+        return {**panel, "title": titles[place] if "trained" in own else panel["title"], "series": series}
+
+    return {**before, "panels": [renewed(panel) for panel in before["panels"]]}
+
+
+def _place(panel: Any) -> str:
+    """Return a panel's title without what it says of the trained SAE."""
+    return str(panel["title"]).partition(" · trained explains")[0]
 
 
 def _stands(row: Data, piece: Data, found: Data) -> bool:

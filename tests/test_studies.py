@@ -300,18 +300,27 @@ def test_pieces_of_a_study_come_together(studies, tmp_path):
     assert run(tmp_path).code == 0
     whole = studies.collect(registry, tmp_path / ".saebench")
 
+    def series(seed, *labels):
+        return [{"label": label, "y": [seed]} for label in labels]
+
     def piece(seed, floor):
         rows = [row for row in whole["cells"] if row["seed"] == seed]
         limits = {name: {**limits, "floor": {**limits["floor"], "feature_recovery/mean": floor}}
                   for name, limits in whole["limits"].items()}  # fmt: skip
-        charts = {"both": f"of seed {seed}", f"only of {seed}": "as it was"}
+        charts = {name: {"x_names": [name], "panels": [{"title": "p", "series": series(seed, *labels)}]}
+                  for name, labels in (("both", ("trained", "pca")), (f"only of {seed}", ("pca",)))}  # fmt: skip
         return {**whole, "cells": rows, "limits": limits, "charts": charts}
 
     first = studies.merged(piece(0, 0.25), None)
     assert (len(first["cells"]), first["left"]) == (4, 4)
     same, other = (studies.merged(piece(1, floor), first) for floor in (0.25, 0.5))
     assert same["cells"] == whole["cells"] and same["left"] == 0
-    assert same["charts"] == {"both": "of seed 0", "only of 0": "as it was", "only of 1": "as it was"}
+    drawn = {name: chart["panels"][0]["series"] for name, chart in same["charts"].items()}
+    assert drawn == {
+        "both": [*series(0, "trained"), *series(1, "pca")],  # cells of seed 0 are kept of what is trained, none of pca
+        "only of 0": series(0, "pca"),
+        "only of 1": series(1, "pca"),
+    }
     backbone = same["cells"][0]["backbone"]
     assert same["limits"][backbone]["floor"]["feature_recovery/mean"] == 0.25
     assert "feature_recovery/mean" not in other["limits"][backbone]["floor"]

@@ -148,10 +148,11 @@ class TinyLanguageModel(_Stored):
     def _following(self, ids: Tensor) -> Tensor:
         return (ids * 4 + 2) % (self.vocabulary - 1) + 1  # one after another, through all but the first
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
+    def tokenise(self, texts: Sequence[str], max_tokens: int, keep: Literal["start", "end"] = "start") -> TokenBatch:
         """Return a token a word."""
         words = [[sum(word.encode()) % (self.vocabulary - 1) + 1 for word in text.split()] for text in texts]
-        cut = [[0, *ids][:max_tokens] for ids in words]
+        rest = max_tokens - 1
+        cut = [[0, *(ids[:rest] if keep == "start" else ids[max(0, len(ids) - rest) :])] for ids in words]
         longest = max((len(ids) for ids in cut), default=0)
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut], dtype=torch.int64, device="cpu")
         return self._batch(ids, torch.tensor([len(ids) for ids in cut], device="cpu"))

@@ -178,8 +178,8 @@ class TokenBatch(NamedTuple):
 class LanguageModel(Protocol):
     """Capability: a causal language model that can be read and patched."""
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
-        """Return the texts' tokens, cut on the right, with special tokens as in `stream`."""
+    def tokenise(self, texts: Sequence[str], max_tokens: int, keep: Literal["start", "end"] = "start") -> TokenBatch:
+        """Return the texts' tokens, special ones as in `stream`; of long texts the start, or BOS and the end."""
 
     def sequences(self, split: Split, start: int, count: int) -> TokenBatch:
         """Return the split's sequences of tokens; fewer than ``count`` if it ends."""

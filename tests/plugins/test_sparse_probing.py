@@ -9,7 +9,10 @@ import sys
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from saebench_plugins.metrics._probing import Fit, Probe, draw_probe, fit_probe, mean_rows, pool_codes, store_rows
+from saebench_plugins.metrics._pooled import DenseFeatures, mean_rows, pool_codes, store_rows
+from saebench_plugins.metrics._probe_fits import Fit, protocol_of
+from saebench_plugins.metrics._probes import Probe, Sizes, draw_probe
+from saebench_plugins.metrics._random_projections import random_projections
 from saebench_plugins.metrics.sparse_probing import SparseProbing, SparseProbingConfig
 
 from saebench_core import (
@@ -51,9 +54,11 @@ class WordModel(Plain):
     def __init__(self):
         self.texts_read = []
 
-    def tokenise(self, texts, max_tokens):
+    def tokenise(self, texts, max_tokens, keep="start"):
         self.texts_read.extend(texts)
-        ids = [[0, *map(int, text.split())][:max_tokens] for text in texts]
+        words = [list(map(int, text.split())) for text in texts]
+        rest = max_tokens - 1
+        ids = [[0, *(row[:rest] if keep == "start" else row[max(0, len(row) - rest) :])] for row in words]
         width = max(map(len, ids))
         padded = torch.tensor([row + [0] * (width - len(row)) for row in ids])
         real = torch.tensor([[place < len(row) for place in range(width)] for row in ids])
@@ -146,8 +151,12 @@ def test_planted_latents_are_found(tmp_path):
     result, prepared = scored(metric_with(planted(tmp_path)), WordModel(), identity_sae(), tmp_path)
     assert result.scores["top1"].value == 1.0
     assert result.scores["top5"].value == 1.0
-    assert prepared.ceilings == pytest.approx({"top1": 0.975, "top5": 0.975}, abs=0.026)
-    assert prepared.floors == dict.fromkeys(("top1", "top5", "top1_permuted", "top5_permuted"), 0.5)
+    assert result.scores["all_latents"].value == prepared.ceilings["all_latents"]  # the identity adds nothing
+    tops = [f"top{k}{suffix}" for k in (1, 5) for suffix in ("", "_auc", "_f1")]
+    assert prepared.ceilings == pytest.approx(dict.fromkeys([*tops, "all_latents"], 0.975), abs=0.026)
+    assert set(prepared.floors) == set(result.scores)
+    assert {value for name, value in prepared.floors.items() if not name.endswith("_f1")} == {0.5}
+    assert prepared.floors["top1_f1"] == pytest.approx(1 / 3)  # one class called always: 2/3 for it, weighted by a half
     assert result.items["label"] == ["a", "a", "b", "b", "c", "c"]
     assert result.items["k"] == [1, 5] * 3
     assert result.items["latent"] == [1, 1, 2, 2, 3, 3]
@@ -178,7 +187,8 @@ def test_means_are_over_classes_then_tasks(tmp_path):
     assert result.items["label"] == ["a", "b", "c", "y"]
     first, last = result.items["accuracy"][:3], result.items["accuracy"][3]
     assert result.scores["top2"].value == pytest.approx((sum(first) / 3 + last) / 2)
-    assert set(result.scores) == {"top2", "top2_permuted"}
+    parts = ("", "_auc", "_f1", "_permuted", "_random", "_channels")
+    assert set(result.scores) == {*(f"top2{part}" for part in parts), "all_latents"}
 
 
 def test_splits_are_balanced_and_share_no_text(tmp_path):
@@ -202,12 +212,17 @@ def test_splits_are_balanced_and_share_no_text(tmp_path):
 
 def test_negatives_come_evenly_from_the_other_classes():
     groups = {"a": list(range(10)), "b": list(range(10, 20)), "c": list(range(20, 22)), "d": list(range(30, 40))}
-    probe = draw_probe("t", "a", groups, groups, (12, 4), 0, 3)
+    probe = draw_probe("t", "a", groups, groups, Sizes(12, 4), 0, 3)
     assert probe.train.tolist() == [0, 1, 2, 3, 4, 5, 10, 20, 30, 11, 21, 31]
     assert probe.test.tolist() == [0, 1, 10, 20]
     assert probe.train_labels.tolist() == [True] * 6 + [False] * 6
-    short = draw_probe("t", "c", groups, groups, (12, 4), 0, 3)
+    short = draw_probe("t", "c", groups, groups, Sizes(12, 4), 0, 3)
     assert short.train.tolist() == [20, 21, 0, 10]
+
+
+def probe_of(labels, train=None):
+    train = torch.arange(len(labels)) if train is None else train
+    return Probe("t", "a", train, labels, labels[None], train, labels)
 
 
 def test_ranking_by_hand():
@@ -216,8 +231,10 @@ def test_ranking_by_hand():
     pooled = pool_codes(identity_sae(4), rows, torch.arange(5))
     labels = torch.tensor([True, True, False, False])
     assert pooled.mean_difference(torch.arange(4), labels).tolist() == [0.25, 0.0, -0.5, 0.25]
-    assert pooled.ranked(torch.arange(4), labels, 3) == [2, 0, 3]
-    assert pooled.ranked(torch.tensor([0, 2]), torch.tensor([True, False]), 1) == [2]
+    paper = protocol_of("paper")
+    assert paper.ranked(pooled, probe_of(labels), labels, 3) == [2, 0, 3]
+    two = torch.tensor([True, False])
+    assert paper.ranked(pooled, probe_of(two, torch.tensor([0, 2])), two, 1) == [2]
     assert torch.equal(pooled.columns([2, 0]), rows[:, [2, 0]].double())
 
 
@@ -245,7 +262,7 @@ def test_a_probe_that_does_not_converge_says_so():
     features = torch.randn(60, 40, generator=draw, dtype=torch.float64) * torch.logspace(-4, 6, 40, dtype=torch.float64)
     labels = torch.arange(60) % 2 == 0
     probe = Probe("t", "a", torch.arange(40), labels[:40], labels[None, :40], torch.arange(40, 60), labels[40:])
-    fit = fit_probe(features, probe, probe.train_labels)
+    fit = protocol_of("paper").fit_columns(features, probe, probe.train_labels, 0)
     assert isinstance(fit, Fit)
     assert not fit.converged
 
@@ -253,7 +270,9 @@ def test_a_probe_that_does_not_converge_says_so():
 def test_features_that_never_fire_give_chance():
     labels = torch.arange(20) % 2 == 0
     probe = Probe("t", "a", torch.arange(10), labels[:10], labels[None, :10], torch.arange(10, 20), labels[10:])
-    assert fit_probe(torch.zeros(20, 1, dtype=torch.float64), probe, labels[:10]) == Fit(0.5, True)
+    for name in ("paper", "sae_probes", "sae_probes_l1"):
+        fit = protocol_of(name).fit_columns(torch.zeros(20, 1, dtype=torch.float64), probe, labels[:10], 0)
+        assert fit == Fit(0.5, 0.5, pytest.approx(1 / 3), True)
 
 
 def test_rows_are_stored_without_loss_unless_they_are_too_many():
@@ -296,7 +315,6 @@ def test_positive_labels_and_rare_classes(tmp_path):
 
 def test_where_it_does_not_apply(tmp_path):
     bare = SparseProbing(SparseProbingConfig())
-    assert "no labelled texts" in bare.applicable(WordModel()).reason
     assert isinstance(bare.applicable(Plain()), NotApplicable)
     assert bare.applicable(PictureModel()) is None
     metric = metric_with(planted(tmp_path))
@@ -317,7 +335,8 @@ def test_every_score_is_described(tmp_path):
     metric = metric_with(planted(tmp_path), k=(1, 3))
     result, _ = scored(metric, WordModel(), random_sae(), tmp_path)
     infos = metric.scores()
-    assert set(infos) == set(result.scores) == {"top1", "top1_permuted", "top3", "top3_permuted"}
+    assert set(infos) == set(result.scores)
+    assert [name for name, info in infos.items() if info.headline] == ["top1", "top3"]
     assert all(info.reads == "encoder" for info in infos.values())
 
 

@@ -193,9 +193,9 @@ class HfLm(Backbone):
             self._limits[site] = multiple * float(first.norm(dim=1).median())
         return self._limits[site]
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
-        """Return the texts' tokens, cut on the right; BOS and dropped positions as in `stream`."""
-        ids = [self._tokens.begin(ids)[:max_tokens] for ids in self._tokens.encode(list(texts))]
+    def tokenise(self, texts: Sequence[str], max_tokens: int, keep: Literal["start", "end"] = "start") -> TokenBatch:
+        """Return the start or the end of the texts' tokens; BOS and dropped positions as in `stream`."""
+        ids = [self._tokens.cut(ids, max_tokens, keep) for ids in self._tokens.encode(list(texts))]
         flat = torch.tensor([token for text in ids for token in text], dtype=torch.int64)
         return self._tokens.batch(flat, torch.tensor([len(text) for text in ids], dtype=torch.int64), self._device)
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
+import zstandard
 from pydantic import TypeAdapter, ValidationError
 from saebench_plugins.metrics._pooled import DenseFeatures, mean_rows, pool_codes, store_rows
 from saebench_plugins.metrics._probe_fits import Fit, protocol_of
 from saebench_plugins.metrics._probes import Probe, Sizes, draw_probe
+from saebench_plugins.metrics._probing_suites import suite_tables
 from saebench_plugins.metrics._random_projections import random_projections
 from saebench_plugins.metrics.sparse_probing import SparseProbing, SparseProbingConfig
 
@@ -19,6 +23,7 @@ from saebench_core import (
     Backbone,
     BackboneDescription,
     InputError,
+    MissingPackageError,
     NotApplicable,
     SparseAutoencoder,
     Subject,
@@ -347,3 +352,235 @@ def test_importing_the_plugin_is_light():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_accuracy_equals_plain_scikit_learn_and_the_ranking_saebenchs(tmp_path):
+    """Dense mean codes, differences of means sorted by size, scikit-learn's regression: the long way round."""
+    from sklearn.linear_model import LogisticRegression
+
+    sae, backbone = random_sae(d_sae=40), WordModel()
+    result, prepared = scored(metric_with(planted(tmp_path), k=(1, 2, 5)), backbone, sae, tmp_path)
+    rows = [backbone.read(backbone.tokenise([text], 128), "s") for text in tuple(backbone.texts_read)]
+    pooled = torch.stack([sae.encode(part).to_dense().mean(0) for part in rows]).double()
+    raw = torch.stack([part.double().mean(0) for part in rows])
+    for number, label in enumerate(["a", "b", "c"]):
+        train, labels, test, truth = (
+            prepared.tensors[f"{number}.{name}"].numpy() for name in ("train", "train_labels", "test", "test_labels")
+        )
+        for features, column in ((pooled, "accuracy"), (raw, "channels")):
+            means = [features[train[labels == side]].mean(0) for side in (True, False)]
+            order = (means[0] - means[1]).abs().argsort(descending=True, stable=True)
+            for k in (1, 2, 5):
+                model = LogisticRegression(max_iter=1000).fit(features[train][:, order[:k]].numpy(), labels)
+                accuracy = (model.predict(features[test][:, order[:k]].numpy()) == truth).mean()
+                row = result.items["label"].index(label) + (1, 2, 5).index(k)
+                assert result.items[column][row] == pytest.approx(accuracy, abs=1e-9)
+        every = LogisticRegression(max_iter=1000).fit(pooled[train].numpy(), labels)
+        accuracy = (every.predict(pooled[test].numpy()) == truth).mean()
+        assert result.items["all_latents"][3 * number] == pytest.approx(accuracy, abs=1e-9)
+
+
+def ends_with_its_class(tmp_path, each=80):
+    draw = random.Random(3)
+    rows = []
+    for number, label in enumerate(("x", "y")):
+        for _ in range(each):
+            words = [draw.choice([1, 2]), *(draw.choice(NOISE) for _ in range(8)), number + 1]
+            rows.append((" ".join(map(str, words)), label))
+    return {"type": "csv", "path": write_table(tmp_path / "end.csv", rows)}
+
+
+def test_sae_probes_reads_the_last_token_and_keeps_the_end_of_long_texts(tmp_path):
+    table = ends_with_its_class(tmp_path)
+    metric = SparseProbing(SparseProbingConfig(tasks=(table,), protocol="sae_probes", max_tokens=4, k=(1,)))
+    result, prepared = scored(metric, WordModel(), identity_sae(), tmp_path)
+    assert prepared.tensors["offsets"].diff().unique().tolist() == [1]
+    assert result.scores["top1"].value == result.scores["top1_auc"].value == result.scores["top1_f1"].value == 1.0
+    assert result.items["latent"] == [1]  # both words tell, the first of them is taken
+    cut = SparseProbing(SparseProbingConfig(tasks=(table,), max_tokens=4, k=(1,)))
+    assert scored(cut, WordModel(), identity_sae(), tmp_path)[0].scores["top1"].value < 0.8
+
+
+def test_sae_probes_trains_on_as_many_as_it_wants_and_tests_on_the_rest():
+    sizes = Sizes(1024, 5000)
+    tested = protocol_of("sae_probes").tested
+    assert [tested(count, sizes) for count in (2500, 512, 545, 90, 30, 0)] == [1988, 50, 50, 45, 15, 0]
+    assert [protocol_of("paper").tested(count, Sizes(4000, 1000)) for count in (2500, 7)] == [500, 1]
+
+
+def test_sae_probes_ranks_in_units_of_a_latents_mean_activity():
+    """Latent 0 differs by 2 and is 4 where it fires, latent 1 by 0.5 and is 0.5, so that latent 1 tells more."""
+    rows = torch.tensor([[4.0, 0.5], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0]])
+    pooled = pool_codes(identity_sae(2), rows, torch.arange(5))
+    labels = torch.tensor([True, True, False, False])
+    probe = probe_of(labels)
+    assert torch.equal(pooled.mean_active(probe.train), torch.tensor([4.0, 0.5], dtype=torch.float64))
+    assert torch.equal(DenseFeatures(rows.double()).mean_active(probe.train), pooled.mean_active(probe.train))
+    assert protocol_of("sae_probes").ranked(pooled, probe, labels, 2) == [1, 0]
+    assert protocol_of("paper").ranked(pooled, probe, labels, 2) == [0, 1]
+
+
+@pytest.mark.parametrize("count", [3, 10, 60, 400])
+def test_sae_probes_chooses_the_strength_that_validates_best(count):
+    """Labels follow one feature of ten with much noise: the chosen strength is that of an exhaustive search."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    draw = torch.Generator().manual_seed(count)
+    features = torch.randn(count + 200, 10, generator=draw, dtype=torch.float64)
+    labels = features[:, 0] + 2 * torch.randn(len(features), generator=draw, dtype=torch.float64) > 0
+    labels[:2] = torch.tensor([True, False])
+    train = torch.arange(count)
+    test = torch.arange(count, count + 200)
+    probe = Probe("t", "a", train, labels[train], labels[train][None], test, labels[test])
+    fit = protocol_of("sae_probes").fit_columns(features, probe, probe.train_labels, 7)
+    accuracies = {}
+    for strength in (1.0, *(10 ** (5 - 10 * step / 9) for step in range(10))):
+        model = LogisticRegression(C=strength, max_iter=1000).fit(features[train].numpy(), labels[train].numpy())
+        area = roc_auc_score(labels[test].numpy(), model.decision_function(features[test].numpy()))
+        accuracies[strength] = ((model.predict(features[test].numpy()) == labels[test].numpy()).mean(), area)
+    assert any((fit.accuracy, fit.auc) == pytest.approx(found, abs=0.011) for found in accuracies.values())
+    if count == 3:
+        assert (fit.accuracy, fit.auc) == pytest.approx(accuracies[1.0], abs=1e-9)
+    if count == 400:
+        strong = protocol_of("sae_probes_l1").fit_columns(features, probe, probe.train_labels, 7)
+        assert strong.accuracy == pytest.approx(fit.accuracy, abs=0.05)
+
+
+def test_random_projections_are_as_sparse_and_reproducible():
+    rows = 3 + torch.randn(4000, D_IN, generator=torch.Generator().manual_seed(1))
+    sae = random_sae(d_sae=64, k=5)
+    one, two, other = (random_projections(sae, rows, seed) for seed in (1, 1, 2))
+    assert torch.equal(one.w_enc, two.w_enc)
+    assert not torch.equal(one.w_enc, other.w_enc)
+    assert (one.w_enc.norm(dim=0) - 1).abs().max() < 1e-6
+    wanted, found = (len(each.encode(rows).values) / len(rows) for each in (sae, one))
+    assert found == pytest.approx(wanted, rel=0.01)
+    dense = SparseAutoencoder.start(torch.eye(D_IN), torch.eye(D_IN), torch.zeros(D_IN), TopK(D_IN), "none")
+    assert len(random_projections(dense, rows, 0).encode(rows).values) <= rows.numel()
+
+
+def test_a_share_of_positives_that_is_not_a_half(tmp_path):
+    metric = metric_with(planted(tmp_path, classes=("a", "b"), each=300), positive_share=0.1, k=(1,))
+    result, prepared = scored(metric, WordModel(), random_sae(), tmp_path)
+    for part, size in (("train", 80), ("test", 40)):
+        assert prepared.tensors[f"0.{part}_labels"].sum() == 0.1 * size
+        assert len(prepared.tensors[f"0.{part}"]) == size
+    assert prepared.floors["top1"] == pytest.approx(0.9)
+    assert prepared.floors["top1_auc"] == 0.5
+    assert prepared.floors["top1_f1"] == pytest.approx(0.9 * 1.8 / 1.9)
+    assert result.scores["top1_permuted"].value == pytest.approx(0.9, abs=0.05)
+
+
+def test_tables_may_set_rows_apart_for_tests(tmp_path):
+    draw = random.Random(5)
+
+    def rows(count):
+        return [
+            (f"{number % 2 + 1} {' '.join(str(draw.choice(NOISE)) for _ in range(6))}", "ab"[number % 2])
+            for number in range(count)
+        ]
+
+    train, test = rows(200), rows(60)
+    train += test[:20]  # what is tested is not learned from
+    table = {
+        "type": "csv",
+        "path": write_table(tmp_path / "train.csv", train),
+        "test_path": write_table(tmp_path / "test.csv", test),
+    }
+    backbone = WordModel()
+    metric = metric_with(table, train_size=400, test_size=400)
+    _, prepared = scored(metric, backbone, identity_sae(), tmp_path)
+    assert len(metric.fingerprint()["train"]) == 2
+    read = {
+        part: {backbone.texts_read[item] for item in prepared.tensors[f"0.{part}"].tolist()}
+        for part in ("train", "test")
+    }
+    tested = {text for text, _ in test}
+    assert read["test"] <= tested
+    assert not read["train"] & tested
+    assert len(read["test"]) > 40
+
+
+def test_the_default_is_the_benchmark_of_sae_probes(tmp_path, monkeypatch):
+    bare = SparseProbing(SparseProbingConfig())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    reason = bare.applicable(WordModel()).reason
+    assert "give `tasks` or a `suite`" in reason
+    assert "--no-deps sae-probes" in reason
+    assert bare.fingerprint() == {}
+    with pytest.raises(MissingPackageError, match="sae-probes"):
+        SparseProbing(SparseProbingConfig(suite="safety")).fingerprint()
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A package like sae-probes, with two binary sets and one that is not."""
+    data = tmp_path / "site" / "sae_probes" / "data"
+    (data / "cleaned_data").mkdir(parents=True)
+    (data.parent / "__init__.py").write_text("raise RuntimeError('imported')\n")
+
+    def pack(name, header, rows):
+        text = "\n".join(",".join(map(str, row)) for row in (header, *rows)) + "\n"
+        (data / name).write_bytes(zstandard.compress(text.encode()))
+
+    listed = [("cleaned_data/1_first.csv", "Binary Classification"), ("cleaned_data/2_year.csv", "Continuous Data")]
+    listed.append(("cleaned_data/30_third set.csv", "Binary Classification"))
+    pack("probing_datasets_MASTER.csv.zst", ("Dataset save name", "Data type"), listed)
+    for name in ("1_first", "30_third set"):
+        rows = [
+            (f"{number % 2 + 1} {number % 7 + 4} {number % 5 + 4} {number % 3 + 4}", number % 2) for number in range(90)
+        ]
+        pack(f"cleaned_data/{name}.csv.zst", ("prompt", "target"), rows)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "sae_probes", raising=False)
+
+
+def test_a_suite_names_every_binary_set_of_the_wheel(tmp_path, wheel):
+    metric = SparseProbing(SparseProbingConfig(protocol="sae_probes", k=(1,)))
+    assert metric.applicable(WordModel()) is None
+    assert list(metric.fingerprint()) == ["first", "third set"]
+    result, _ = scored(metric, WordModel(), identity_sae(), tmp_path)
+    assert result.items["task"] == ["first", "third set"]
+    both = SparseProbing(SparseProbingConfig(suite="sae_probes", tasks=(planted(tmp_path),)))
+    assert list(both.fingerprint()) == ["first", "third set", "t"]
+
+
+def test_the_papers_suite_has_36_classes(monkeypatch):
+    calls = []
+
+    def load_dataset(name, config, **options):
+        calls.append((name, config, options))
+        long = "x" * 600
+        if name == "LabHC/bias_in_bios":
+            return ({"hard_text": f"{i}", "profession": i % 28, "gender": i // 28 % 2} for i in range(2800))
+        if name == "canrager/amazon_reviews_mcauley_1and5":
+            return ({"text": f"{i}", "category": i % 8, "rating": 1.0 + 4 * (i // 8 % 2)} for i in range(800))
+        if name == "parquet":
+            return (
+                {"code": f"{i}{long}", "language": ["C", "HTML", "Java", "PHP", "Python", "Go"][i % 6]}
+                for i in range(600)
+            )
+        if name == "fancyzhx/ag_news":
+            return ({"text": f"{i}", "label": i % 4} for i in range(400))
+        assert name == "Helsinki-NLP/europarl"
+        return ({"translation": {language: f"{language} {i}" for language in config.split("-")}} for i in range(100))
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    tables = suite_tables("paper")
+    classes = 0
+    for table in tables:
+        rows = table.rows()
+        positive = table.positive or sorted(set(rows.labels))
+        classes += len(positive)
+        kept = table.test_rows()
+        if kept is not None:
+            assert set(kept.labels) == set(rows.labels)
+    assert len(tables) == 8
+    assert classes == 36
+    assert {options["split"] for name, _, options in calls if "bios" in name} == {"train", "test"}
+    assert [options["data_files"] for name, _, options in calls if name == "parquet"] == [
+        ["hf://datasets/codeparrot/github-code/data/*.parquet"]
+    ]
+    code = tables[5].rows()
+    assert {len(text) for text in code.texts} <= {451, 452, 453}  # a number and 600 characters less 150

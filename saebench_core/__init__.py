@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         BackboneConfig as BackboneConfig,
         BackboneDescription as BackboneDescription,
         BackboneSpec as BackboneSpec,
+        EditableModel as EditableModel,
         FeatureTree as FeatureTree,
         GroundTruth as GroundTruth,
         LanguageModel as LanguageModel,
@@ -178,8 +179,8 @@ _HOME: dict[str, str] = {
         "hookspecs": ("hookimpl",),
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
-            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "FeatureTree",
-            "GroundTruth", "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
+            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "EditableModel",
+            "FeatureTree", "GroundTruth", "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
         ),
         "interfaces.chart": ("Chart", "ChartPanel", "Observed", "Series"),
         "interfaces.constraint": (

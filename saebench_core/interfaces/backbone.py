@@ -22,6 +22,7 @@ __all__ = [
     "BackboneConfig",
     "BackboneDescription",
     "BackboneSpec",
+    "EditableModel",
     "FeatureTree",
     "GroundTruth",
     "LanguageModel",
@@ -191,6 +192,30 @@ class LanguageModel(Protocol):
         self, tokens: TokenBatch, site: str, patch: Patch | None
     ) -> Float[Tensor, "sequences length vocabulary"]:
         """Return fp32 logits, the kept tokens' activations at the site replaced by ``patch`` if there is one."""
+
+
+@runtime_checkable
+class EditableModel(LanguageModel, Protocol):
+    """Capability: a language model that goes on from edited activations, with gradients, and answers in words."""
+
+    def locate(self, texts: Sequence[str], characters: Sequence[int]) -> Int[Tensor, " texts"]:
+        """Return the place, among each text's tokens from `tokenise`, of the last token that holds this character."""
+
+    def states(self, tokens: TokenBatch, site: str) -> Float[Tensor, "sequences length d_in"]:
+        """Return the activations at the site of every position, in the number format that the model runs in."""
+
+    def resume(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences vocabulary"]:
+        """Return fp32 logits after each sequence's last token, computed from the site on; gradients flow to states."""
+
+    def generate(
+        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+    ) -> Int[Tensor, "sequences count"]:
+        """Return the likeliest next tokens, one after the other, with ``states`` at the site if they are given."""
+
+    def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
+        """Return the text of tokens, special ones left out."""
 
 
 @runtime_checkable

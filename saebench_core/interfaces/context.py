@@ -76,7 +76,7 @@ class ActivationReader(Protocol):
 
 
 class MetricContext(Context, Protocol):
-    """Context of a metric: also one backbone and one site."""
+    """Context of a metric: also one backbone and one site, on which its products depend."""
 
     @property
     def backbone(self) -> Backbone:

@@ -222,8 +222,8 @@ class ScoringContext:
         return self.base.generator(role)
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
-        """Return a product of the metric's own, made if it is not there."""
-        return self.base.product(config, build)
+        """Return a product of the metric's own for this backbone and site, made if it is not there."""
+        return self.base.product({"backbone": dict(self.identity), "site": self.site, "own": dict(config)}, build)
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the rule of a saved SAE's configuration, which may be another plugin's."""

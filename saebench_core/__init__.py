@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         LanguageModel as LanguageModel,
         Patch as Patch,
         Precomputed as Precomputed,
+        ReadableModel as ReadableModel,
         TokenBatch as TokenBatch,
         VisionModel as VisionModel,
     )
@@ -180,7 +181,8 @@ _HOME: dict[str, str] = {
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
             "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "EditableModel",
-            "FeatureTree", "GroundTruth", "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
+            "FeatureTree", "GroundTruth", "LanguageModel", "Patch", "Precomputed", "ReadableModel", "TokenBatch",
+            "VisionModel",
         ),
         "interfaces.chart": ("Chart", "ChartPanel", "Observed", "Series"),
         "interfaces.constraint": (

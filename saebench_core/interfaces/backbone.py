@@ -28,6 +28,7 @@ __all__ = [
     "LanguageModel",
     "Patch",
     "Precomputed",
+    "ReadableModel",
     "TokenBatch",
     "VisionModel",
 ]
@@ -195,7 +196,18 @@ class LanguageModel(Protocol):
 
 
 @runtime_checkable
-class EditableModel(LanguageModel, Protocol):
+class ReadableModel(LanguageModel, Protocol):
+    """Capability: a language model whose tokens can be read by people."""
+
+    def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
+        """Return the text of tokens, special ones left out."""
+
+    def pieces(self, ids: Int[Tensor, " count"]) -> list[str]:
+        """Return the text of each token of a sequence, with its blanks; joined they are the sequence's text."""
+
+
+@runtime_checkable
+class EditableModel(ReadableModel, Protocol):
     """Capability: a language model that goes on from edited activations, with gradients, and answers in words."""
 
     def locate(self, texts: Sequence[str], characters: Sequence[int]) -> Int[Tensor, " texts"]:
@@ -213,9 +225,6 @@ class EditableModel(LanguageModel, Protocol):
         self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
     ) -> Int[Tensor, "sequences count"]:
         """Return the likeliest next tokens, one after the other, with ``states`` at the site if they are given."""
-
-    def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
-        """Return the text of tokens, special ones left out."""
 
 
 @runtime_checkable

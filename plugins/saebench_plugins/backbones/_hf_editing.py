@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saebench_core import InputError, TokenBatch
 from saebench_plugins.backbones._hf_forward import hooked, stopped_after
 
-__all__ = ["generated", "place_of", "resumed", "states_after"]
+__all__ = ["generated", "pieces_of", "place_of", "resumed", "states_after"]
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def _passed_by(model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, stat
 def _logits_at(model: Any, tokens: TokenBatch, places: Int[Tensor, " sequences"]) -> Tensor:
     """Return the logits at one place of each sequence; the output layer sees no others where the model allows it."""
     options: dict[str, Any] = {}
-    wanted, index = places.unique(return_inverse=True)
+    wanted, index = torch.unique(places, return_inverse=True)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         options["logits_to_keep"] = wanted
     else:
@@ -86,7 +86,7 @@ def generated(
     """
     lengths = tokens.attention.sum(1)
     found = tokens.ids.new_zeros(len(tokens.ids), count)
-    for length in lengths.unique().tolist():
+    for length in sorted(set(lengths.tolist())):
         group = (lengths == length).nonzero()[:, 0]
         part = None if states is None else states[group, :length]
         found[group] = _continued(model, layer, tokens.ids[group, :length], count, part)
@@ -121,3 +121,20 @@ def place_of(tokenizer: Any, text: str, character: int) -> int:
     if not places:
         raise InputError(f"no token of {text!r:.80} holds its character {character}")
     return places[-1]
+
+
+def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Return what each token adds to the text of those before it.
+
+    A character that is spread over several tokens goes to the last of them; until then decoders write U+FFFD.
+    """
+    found: list[str] = []
+    text = ""
+    for end in range(1, len(ids) + 1):
+        longer = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        if longer.endswith("\ufffd") and end < len(ids):
+            found.append("")
+            continue
+        found.append(longer[len(text) :])
+        text = longer
+    return found

@@ -30,7 +30,7 @@ from saebench_core import (
     split_of_text,
 )
 from saebench_plugins.backbones._hf_corpus import Corpus, packed_corpora
-from saebench_plugins.backbones._hf_editing import generated, place_of, resumed, states_after
+from saebench_plugins.backbones._hf_editing import generated, pieces_of, place_of, resumed, states_after
 from saebench_plugins.backbones._hf_forward import patched, rows_after
 from saebench_plugins.backbones._hf_loading import Tokens, decoder_layers, randomise
 from saebench_plugins.backbones._hf_source import ModelSource
@@ -249,6 +249,10 @@ class HfLm(Backbone):
     def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
         """Return the text of tokens, special ones left out."""
         return cast("list[str]", self._tokens.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True))
+
+    def pieces(self, ids: Int[Tensor, " count"]) -> list[str]:
+        """Return the text of each token, with its blanks."""
+        return pieces_of(self._tokens.tokenizer, ids.tolist())
 
     def _layer(self, site: str) -> nn.Module:
         if site not in self._sites():

@@ -1,0 +1,54 @@
+"""A sentence encoder of transformers: mean over tokens, norm one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from saebench_core import InputError, locate
+
+__all__ = ["TextEncoder"]
+
+_AT_ONCE: Final = 64
+_MAX_TOKENS: Final = 256
+
+
+class TextEncoder:
+    """Embeds texts, independently of the model that is examined.
+
+    Raises:
+        InputError: if the folder has no model that can be loaded.
+    """
+
+    def __init__(self, path: str, device: torch.device) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = str(locate(path)) if path.startswith("package:") else path
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self._model: Any = AutoModel.from_pretrained(folder).to(device).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"no text encoder could be loaded from {path!r}: {error}") from error
+        self._device = device
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Float[Tensor, "texts width"]:
+        """Return the embeddings of texts, fp32, on the CPU."""
+        parts = []
+        for start in range(0, len(texts), _AT_ONCE):
+            batch = self._tokenizer(
+                list(texts[start : start + _AT_ONCE]),
+                padding=True,
+                truncation=True,
+                max_length=_MAX_TOKENS,
+                return_tensors="pt",
+            ).to(self._device)
+            hidden = self._model(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None].to(hidden.dtype)
+            mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            parts.append(torch.nn.functional.normalize(mean.to(torch.float32), dim=1).cpu())
+        return torch.cat(parts)

@@ -1,0 +1,234 @@
+"""Can a latent be put in words that tell where it fires?"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final, Literal, TypeVar
+
+import torch
+
+from saebench_core import (
+    Backbone,
+    BackboneDescription,
+    InputError,
+    Json,
+    Metric,
+    MetricContext,
+    MetricSpec,
+    NotApplicable,
+    Prepared,
+    ReadableModel,
+    Score,
+    Scored,
+    ScoreInfo,
+    Subject,
+    hookimpl,
+    named_generator,
+)
+from saebench_plugins.metrics._interp_config import AutointerpConfig, LlmConfig, judge_of
+from saebench_plugins.metrics._interp_judges import Judge, Mark
+from saebench_plugins.metrics._interp_samples import Sample, draw_latents, draw_sample
+from saebench_plugins.metrics._llm_client import Ask, Message, Reply
+from saebench_plugins.metrics._windows import Recorded, Window, firing_of, record, window_counts
+
+__all__ = ["Autointerp"]
+
+_SOURCE: Final = "paper section 4.4; Bills et al. 2023; Paulo et al. 2024"
+_GOOD: Final = 0.7
+_CONTEXTS: Final = 5
+_COUNTS: Final = ("requests", "retries", "repaired", "refused", "unparsed", "tokens_read", "tokens_written")
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Autointerp(Metric):
+    """Describes latents drawn at random, and tests the descriptions on windows that they were not made from."""
+
+    def __init__(self, config: AutointerpConfig) -> None:
+        self.config = config
+        self._asks = isinstance(config.judge, LlmConfig)
+        # a proxy's numbers go by its own name: they are no interpretability scores of a language model
+        self._prefix = "" if self._asks else f"{config.judge.type}_"
+
+    def scores(self) -> Mapping[str, ScoreInfo]:
+        """Name the scores; those of a proxy begin with its name."""
+        of = "share of tested windows of which it is said rightly whether the latent fires, mean over latents"
+        found = {
+            "accuracy": self._info("higher", of if self._asks else f"{of}; a proxy, no language model", headline=True),
+            "above_0.7": self._info("higher", "share of latents with an accuracy above 0.7"),
+            "yield": self._info("higher", "share of all latents that fire, times the share of them above 0.7"),
+            "accuracy_shuffled": self._info("none", f"{of}, by the description of another latent"),
+        }
+        if not self._asks:
+            found["auroc"] = self._info("higher", "area under the ROC curve of the windows' scores, mean over latents")
+        names = {f"{self._prefix}{name}": info for name, info in found.items()}
+        names["alive"] = self._info("none", "share of latents that fire in enough windows to be asked about")
+        if self._asks:
+            for name in _COUNTS:
+                names[name] = ScoreInfo(
+                    "none", "1", 0.0, None, "encoder", f"{name.replace('_', ' ')}, counted", _SOURCE
+                )
+        return names
+
+    def _info(self, direction: Literal["higher", "none"], formula: str, headline: bool = False) -> ScoreInfo:
+        return ScoreInfo(direction, "share", 0.0, 1.0, "encoder", formula, _SOURCE, headline=headline)
+
+    def applicable(self, backbone: Backbone) -> NotApplicable | None:
+        """Ask for a language model whose tokens can be read as words."""
+        if isinstance(backbone, ReadableModel):
+            return None
+        return NotApplicable("the backbone is no language model whose tokens can be read")
+
+    def stored_bytes(self, description: BackboneDescription, site: str) -> int:
+        """Count every token's activation in fp32."""
+        return self.config.tokens * (4 * description.sites[site] + 16)
+
+    def prepare(self, context: MetricContext) -> Prepared:
+        """Record tokens and activations."""
+        tensors = record(context, _model(context), self.config.split, self.config.tokens)
+        floors = {f"{self._prefix}{name}": 0.5 for name in ("accuracy", *(() if self._asks else ("auroc",)))}
+        return Prepared(tensors, {}, floors, {})
+
+    def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
+        """Draw latents and windows, describe, and test; every answer of a language model is kept."""
+        recorded, sizes = Recorded.of(prepared.tensors), self.config.sizes
+        counts = window_counts(subject.sae, recorded, sizes.width)
+        latents = draw_latents(counts, self.config.latents, sizes.fewest, self.config.seed)
+        alive = float((counts >= sizes.fewest).to(torch.float64).mean())
+        firing = firing_of(subject.sae, recorded, sizes.width, latents)
+        drawn = [draw_sample(latent, firing[latent], recorded, sizes, self.config.seed) for latent in latents]
+        samples = [sample for sample in drawn if sample.tested]
+        if not samples:
+            reason = f"no latent fires in {sizes.fewest} windows and is silent in others"
+            found: dict[str, Score | NotApplicable] = dict.fromkeys(self.scores(), NotApplicable(reason))
+            return Scored({**found, "alive": Score(alive, len(counts))})
+        rows = self._rows(samples, self._judge(context), context)
+        for row, sample in zip(rows, samples, strict=True):
+            row["windows"] = int(counts[sample.latent])
+        return Scored(self._means(rows, alive, len(counts)), {name: [row[name] for row in rows] for name in rows[0]})
+
+    def _rows(self, samples: Sequence[Sample], judge: Judge, context: MetricContext) -> list[dict[str, Any]]:
+        described = self._each(samples, lambda sample: judge.describe(sample.shown), context, "descriptions")
+        others = _others(len(samples), self.config.seed)
+
+        def tested(number: int) -> dict[str, Any]:
+            sample = samples[number]
+            marks, tally = judge.marks(described[number], sample.tested)
+            row = {
+                "latent": sample.latent,
+                "description": described[number].text,
+                "accuracy": _accuracy(marks, sample.active),
+                "auroc": _auroc(marks, sample.active),
+                "shuffled": None,
+                "contexts": _contexts(sample.shown, _model(context)),
+            }
+            tallies = Counter(described[number].tally) + Counter(tally)
+            if self.config.shuffled and len(samples) > 1:
+                marks, tally = judge.marks(described[others[number]], sample.tested)
+                row["shuffled"] = _accuracy(marks, sample.active)
+                tallies += Counter(tally)
+            return row | {name: float(tallies[name]) for name in _COUNTS}
+
+        return self._each(range(len(samples)), tested, context, "tests")
+
+    def _each(self, items: Sequence[_T], work: Callable[[_T], _R], context: MetricContext, label: str) -> list[_R]:
+        """Do work on each item, some at a time where a server is waited for; results in their order."""
+        judge = self.config.judge
+        found: list[_R] = []
+        with ThreadPoolExecutor(judge.concurrency if isinstance(judge, LlmConfig) else 1) as pool:
+            for result in pool.map(work, items):
+                found.append(result)
+                context.progress(f"autointerp: {label}", len(found), len(items))
+        return found
+
+    def _judge(self, context: MetricContext) -> Judge:
+        """Return the judge; what a language model answers is asked once."""
+
+        def kept(ask: Ask, messages: Sequence[Message], max_tokens: int) -> Reply:
+            def build(folder: Path) -> None:
+                (folder / "reply.json").write_text(json.dumps(ask(messages, max_tokens)._asdict()), encoding="utf-8")
+
+            said: Json = [dict(message) for message in messages]
+            key = {"judge": _identity(self.config), "messages": said, "max_tokens": max_tokens}
+            return Reply(**json.loads((context.product(key, build) / "reply.json").read_text(encoding="utf-8")))
+
+        return judge_of(self.config, _model(context), context.device, kept)
+
+    def _means(self, rows: Sequence[Mapping[str, Any]], alive: float, d_sae: int) -> dict[str, Score | NotApplicable]:
+        n, good = len(rows), fmean(row["accuracy"] > _GOOD for row in rows)
+        shuffled = [row["shuffled"] for row in rows if row["shuffled"] is not None]
+        own: dict[str, Score | NotApplicable] = {
+            "accuracy": Score(fmean(row["accuracy"] for row in rows), n),
+            "above_0.7": Score(good, n),
+            "yield": Score(alive * good, d_sae),
+            "accuracy_shuffled": Score(fmean(shuffled), len(shuffled))
+            if shuffled
+            else NotApplicable("no description of another latent was tested"),
+        }
+        if not self._asks:
+            own["auroc"] = Score(fmean(row["auroc"] for row in rows), n)
+        scores = {f"{self._prefix}{name}": value for name, value in own.items()}
+        scores["alive"] = Score(alive, d_sae)
+        if self._asks:
+            scores |= {name: Score(sum(row[name] for row in rows), n) for name in _COUNTS}
+        return scores
+
+
+def _model(context: MetricContext) -> ReadableModel:
+    model = context.backbone
+    if not isinstance(model, ReadableModel):
+        raise InputError("autointerp needs a language model whose tokens can be read")
+    return model
+
+
+def _identity(config: AutointerpConfig) -> Json:
+    return config.judge.identity() if isinstance(config.judge, LlmConfig) else None
+
+
+def _others(count: int, seed: int) -> list[int]:
+    """Return for each latent another one, each once."""
+    order = torch.randperm(count, generator=named_generator(seed, "autointerp shuffled"), device="cpu").tolist()
+    after = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    return [after[number] for number in range(count)]
+
+
+def _accuracy(marks: Sequence[Mark], active: Sequence[bool]) -> float:
+    """Return the share that is right; what could not be read is wrong."""
+    return fmean(mark.active == truth for mark, truth in zip(marks, active, strict=True))
+
+
+def _auroc(marks: Sequence[Mark], active: Sequence[bool]) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
+    scores = [mark.score for mark in marks]
+    return None if None in scores else float(roc_auc_score(list(active), scores))
+
+
+def _contexts(shown: Sequence[Window], model: ReadableModel) -> str:
+    """Return the first windows for people: pieces of text and the latent's codes, as JSON."""
+    return json.dumps(
+        [
+            [model.pieces(window.ids), [round(value, 4) for value in window.values.tolist()]]
+            for window in shown[:_CONTEXTS]
+        ]
+    )
+
+
+@hookimpl
+def register_metrics() -> list[MetricSpec]:
+    """Offer the metric."""
+    return [
+        MetricSpec(
+            config=AutointerpConfig,
+            build=Autointerp,
+            summary="How well descriptions of latents tell where they fire: by a language model, or by proxies",
+            source="Bills et al. 2023; Paulo et al. 2024",
+            depends=("scikit-learn",),
+        )
+    ]

@@ -1,0 +1,467 @@
+"""Descriptions of latents whose meaning is planted: tokens, neighbours of tokens, and nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from saebench_plugins.metrics._interp_config import AutointerpConfig
+from saebench_plugins.metrics._interp_judges import EmbeddingJudge
+from saebench_plugins.metrics._interp_samples import Sizes, draw_latents, draw_sample
+from saebench_plugins.metrics._llm_judge import _marked, _parsed
+from saebench_plugins.metrics._windows import Firing, Recorded, Window, firing_of, record, window_counts
+from saebench_plugins.metrics.autointerp import Autointerp
+
+from saebench_core import (
+    Backbone,
+    BackboneDescription,
+    InputError,
+    MissingPackageError,
+    NotApplicable,
+    ReadableModel,
+    Score,
+    SparseAutoencoder,
+    Subject,
+    TokenBatch,
+    TopK,
+)
+from tests.helpers.contexts import FakeContext
+
+VOCABULARY, LENGTH, SEQUENCES = 24, 40, 60
+D_IN = VOCABULARY + 4
+WIDTH = 8
+
+
+class TokenWorld(Backbone):
+    """Coordinate t is 1 at token t; coordinate 24 is 1 after token 3, 25 at random, the others never."""
+
+    def __init__(self, sequences=SEQUENCES):
+        draw = torch.Generator().manual_seed(0)
+        self.ids = torch.randint(VOCABULARY, (sequences, LENGTH), generator=draw)
+        self.chance = torch.rand(sequences, LENGTH, generator=draw) < 0.05
+        self.reads = 0
+
+    def describe(self):
+        return BackboneDescription("language", {"s": D_IN})
+
+    def prepare(self, context):
+        pass
+
+    def rows_available(self, site, split):
+        return self.ids.numel()
+
+    def stream(self, site, split, start, rows):
+        return iter(())
+
+    def sequences(self, split, start, count):
+        ids = self.ids[start : start + count]
+        kept = torch.ones_like(ids, dtype=torch.bool)
+        kept[:, 0] = False
+        self._range = slice(start, start + count)
+        return TokenBatch(ids, torch.ones_like(kept), kept)
+
+    def read(self, tokens, site):
+        self.reads += 1
+        rows = torch.nn.functional.one_hot(tokens.ids, D_IN).float()
+        rows[:, 1:, 24] = (tokens.ids[:, :-1] == 3).float()
+        rows[..., 25] = self.chance[self._range].float()
+        return rows[tokens.kept]
+
+    def pieces(self, ids):
+        return [f" t{token}" for token in ids.tolist()]
+
+    def tokenise(self, texts, max_tokens, keep="start"):
+        raise NotImplementedError
+
+    logits = words = tokenise
+
+
+def one_to_one(d_in=D_IN):
+    return SparseAutoencoder.start(torch.eye(d_in), torch.eye(d_in), torch.zeros(d_in), TopK(3), "none")
+
+
+def metric_of(judge=None, **options):
+    settings = {"tokens": 10_000, "width": WIDTH, "shown": 6, "tested": 20, "fewest": 4, **options}
+    return Autointerp(AutointerpConfig(**settings, **({"judge": judge} if judge else {})))
+
+
+def run(metric, sae, tmp_path, model=None, context=None):
+    model = model or TokenWorld()
+    context = context or FakeContext(tmp_path / "store", model, "s")
+    prepared = metric.prepare(context)
+    return metric.score(Subject(sae, lambda: sae.w_dec), prepared, context), prepared
+
+
+def recorded_of(model, tmp_path, tokens=10_000):
+    return Recorded.of(record(FakeContext(tmp_path, model, "s"), model, "evaluation", tokens))
+
+
+def test_windows_by_hand(tmp_path):
+    model = TokenWorld()
+    assert isinstance(model, ReadableModel)
+    recorded = recorded_of(model, tmp_path)
+    assert torch.equal(recorded.ids, model.ids)
+    assert recorded.count(WIDTH) == SEQUENCES * 5
+    assert torch.equal(recorded.tokens(7, WIDTH), model.ids[1, 16:24])
+    kept = model.ids.clone()
+    kept[:, 0] = -1
+    windows = kept.reshape(-1, WIDTH)
+    counts = window_counts(one_to_one(), recorded, WIDTH)
+    for token in range(VOCABULARY):
+        assert counts[token] == (windows == token).any(1).sum()
+    assert counts[26] == 0
+    firing = firing_of(one_to_one(), recorded, WIDTH, [5, 26])
+    assert sorted(firing[5].windows.tolist()) == (windows == 5).any(1).nonzero()[:, 0].tolist()
+    assert torch.equal(firing[5].values, (windows[firing[5].windows] == 5).float())
+    assert len(firing[26].windows) == 0
+
+
+@pytest.mark.parametrize("rows", [7, 100, 4096])
+def test_windows_do_not_hang_on_how_rows_are_cut(tmp_path, monkeypatch, rows):
+    recorded = recorded_of(TokenWorld(), tmp_path)
+    expected = window_counts(one_to_one(), recorded, 13)
+    whole = firing_of(one_to_one(), recorded, 13, [2, 24])
+    monkeypatch.setattr("saebench_plugins.metrics._windows._ROWS_AT_ONCE", rows)
+    assert torch.equal(window_counts(one_to_one(), recorded, 13), expected)
+    for latent, firing in firing_of(one_to_one(), recorded, 13, [2, 24]).items():
+        assert torch.equal(firing.windows, whole[latent].windows)
+        assert torch.equal(firing.values, whole[latent].values)
+
+
+def test_only_so_many_tokens_are_read(tmp_path):
+    assert len(recorded_of(TokenWorld(), tmp_path, 1).ids) == 16
+    assert len(recorded_of(TokenWorld(5), tmp_path).ids) == 5
+
+
+def test_samples_are_balanced_disjoint_and_spread():
+    values = torch.linspace(1, 0.1, 100)[:, None].repeat(1, WIDTH)
+    firing = Firing(torch.arange(100) * 3, values)
+    recorded = Recorded(torch.arange(400 * WIDTH).reshape(400, WIDTH), torch.arange(0), torch.zeros(0, 1))
+    sample = draw_sample(9, firing, recorded, Sizes(WIDTH, 15, 40, 5), 0)
+    assert [window.number for window in sample.shown] == [3 * place for place in range(15)]
+    active = [window for window, fires in zip(sample.tested, sample.active, strict=True) if fires]
+    silent = [window for window, fires in zip(sample.tested, sample.active, strict=True) if not fires]
+    assert len(active) == len(silent) == 20
+    assert not {window.number for window in sample.tested} & {window.number for window in sample.shown}
+    assert all(window.number % 3 == 0 and window.number < 300 for window in active)
+    assert all(window.peak == 0 and (window.number % 3 or window.number >= 300) for window in silent)
+    tenths = sorted((window.number // 3 - 15) * 10 // 85 for window in active)
+    assert tenths == sorted([*range(10)] * 2)
+    assert list(sample.active) != sorted(sample.active)
+    again = draw_sample(9, firing, recorded, Sizes(WIDTH, 15, 40, 5), 0)
+    assert [window.number for window in again.tested] == [window.number for window in sample.tested]
+    few = draw_sample(9, Firing(torch.arange(6), values[:6]), recorded, Sizes(WIDTH, 15, 40, 5), 0)
+    assert (len(few.shown), sum(few.active), len(few.tested)) == (3, 3, 6)
+    everywhere = Firing(torch.arange(400), torch.ones(400, WIDTH))
+    assert not draw_sample(9, everywhere, recorded, Sizes(WIDTH, 15, 40, 5), 0).tested
+
+
+def test_latents_are_drawn_among_those_that_fire():
+    counts = torch.tensor([0, 5, 9, 3, 5, 7, 0, 6])
+    assert draw_latents(counts, 100, 5, 0) == [1, 2, 4, 5, 7]
+    assert len(draw_latents(counts, 2, 5, 0)) == 2
+    assert draw_latents(counts, 2, 5, 0) == draw_latents(counts, 2, 5, 0)
+
+
+def test_tokens_tell_what_tokens_mean_and_nothing_else(tmp_path):
+    result, prepared = run(metric_of(latents=100), one_to_one(), tmp_path)
+    found = dict(zip(result.items["latent"], result.items["accuracy"], strict=True))
+    # a token at a sequence's start is no row, and tells where nothing fires
+    assert min(found[token] for token in range(VOCABULARY)) >= 0.85
+    assert sum(found[token] for token in range(VOCABULARY)) / VOCABULARY > 0.96
+    assert found[25] < 0.8  # fires at random
+    assert found[24] < 0.8  # its neighbour before tells, not its own token
+    assert result.items["description"][5] == "' t5'"
+    area = dict(zip(result.items["latent"], result.items["auroc"], strict=True))
+    assert area[7] > 0.85
+    assert abs(result.scores["tokens_accuracy_shuffled"].value - 0.5) < 0.1
+    assert prepared.floors == {"tokens_accuracy": 0.5, "tokens_auroc": 0.5}
+    good = result.scores["tokens_above_0.7"].value
+    assert result.scores["alive"].value == pytest.approx(26 / 28)
+    assert result.scores["tokens_yield"].value == pytest.approx(good * 26 / 28)
+    assert set(result.scores) == set(metric_of().scores())
+    pieces, values = json.loads(result.items["contexts"][0])[0]
+    assert next(piece for piece, value in zip(pieces, values, strict=True) if value > 0) == " t0"
+
+
+def test_equal_runs_are_equal_and_read_the_model_once(tmp_path):
+    model = TokenWorld()
+    context = FakeContext(tmp_path / "store", model, "s")
+    metric = metric_of(latents=5)
+    first, prepared = run(metric, one_to_one(), tmp_path, model, context)
+    reads = model.reads
+    again = metric.score(Subject(one_to_one(), lambda: None), prepared, context)
+    assert first == again
+    assert model.reads == reads
+
+
+def test_an_sae_that_never_fires(tmp_path):
+    dead = SparseAutoencoder.start(-torch.eye(D_IN), torch.eye(D_IN), torch.zeros(D_IN), TopK(3), "none")
+    result, _ = run(metric_of(), dead, tmp_path)
+    assert result.scores["alive"].value == 0
+    assert isinstance(result.scores["tokens_accuracy"], NotApplicable)
+    assert set(result.scores) == set(metric_of().scores())
+
+
+def test_it_needs_tokens_that_can_be_read():
+    class Bare(Backbone):
+        describe = prepare = rows_available = stream = None
+
+    assert isinstance(metric_of().applicable(Bare()), NotApplicable)
+    assert metric_of().applicable(TokenWorld()) is None
+
+
+class Knows:
+    """Answers as a language model that sees through tokens: it names the marked ones, and finds them again."""
+
+    def __init__(self, failures=(), wrong=()):
+        self.failures, self.wrong = list(failures), list(wrong)
+        self.asked = []
+        self.lock = threading.Lock()
+
+    def reply(self, messages):
+        system, text = messages[0]["content"], messages[1]["content"]
+        if "<<" in system:
+            marked = [part.split(">>")[0].strip() for part in text.split("<<")[1:]]
+            return "the word " + max(set(marked), key=marked.count)
+        word = text.split("the word ")[1].split("\n")[0]
+        lines = text.split("Excerpts:\n")[1].splitlines()
+        return json.dumps([int(word in line.split()) for line in lines])
+
+
+@contextmanager
+def server(knows):
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with knows.lock:
+                knows.asked.append((request, self.headers["Authorization"]))
+                failure = knows.failures.pop(0) if knows.failures else None
+                wrong = knows.wrong.pop(0) if knows.wrong else None
+            if failure:
+                return self.send(failure, {"error": {"message": "no"}})
+            message = {"role": "assistant", "content": knows.reply(request["messages"]) if wrong is None else wrong}
+            finish = "content_filter" if wrong == "" else "stop"
+            choice = {"index": 0, "message": message, "finish_reason": finish}
+            usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+            return self.send(
+                200,
+                {
+                    "id": "x",
+                    "object": "chat.completion",
+                    "created": 0,
+                    "model": "m",
+                    "choices": [choice],
+                    "usage": usage,
+                },
+            )
+
+        def send(self, status, body):
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            if status == 429:
+                self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(data)
+
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{running.server_port}/v1"
+    finally:
+        running.shutdown()
+        running.server_close()
+
+
+def llm(url, **options):
+    return {"type": "llm", "base_url": url, "model": "m", **options}
+
+
+def test_a_language_model_judges_and_is_asked_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret")
+    model = TokenWorld()
+    context = FakeContext(tmp_path / "store", model, "s")
+    knows = Knows()
+    with server(knows) as url:
+        metric = metric_of(llm(url, api_key_env="MY_KEY"), latents=6)
+        result, prepared = run(metric, one_to_one(), tmp_path, model, context)
+        asked = len(knows.asked)
+        assert asked == 6 * (1 + 2 + 2)  # a phrase, twenty windows ten at a time, and those by another's phrase
+        again = metric.score(Subject(one_to_one(), lambda: None), prepared, context)
+        assert len(knows.asked) == asked
+    assert first_scores(result) == first_scores(again)
+    by_latent = dict(zip(result.items["latent"], result.items["accuracy"], strict=True))
+    assert all(value == 1.0 for latent, value in by_latent.items() if latent < VOCABULARY)
+    assert abs(result.scores["accuracy_shuffled"].value - 0.5) < 0.15
+    assert result.scores["requests"].value == asked
+    assert result.scores["tokens_read"].value == 100 * asked
+    assert result.scores["unparsed"].value == result.scores["refused"].value == result.scores["retries"].value == 0
+    assert prepared.floors == {"accuracy": 0.5}
+    assert {key for _, key in knows.asked} == {"Bearer secret"}
+    assert not [path for path in (tmp_path / "store").rglob("*.json") if "secret" in path.read_text()]
+    assert set(result.scores) == set(metric.scores())
+
+
+def first_scores(result):
+    return {name: score.value for name, score in result.scores.items() if isinstance(score, Score)}
+
+
+def test_failed_calls_are_tried_again_and_counted(tmp_path):
+    knows = Knows(failures=[429, 500, 503])
+    with server(knows) as url:
+        result, _ = run(metric_of(llm(url, concurrency=1), latents=2, shuffled=False), one_to_one(), tmp_path)
+    assert result.scores["retries"].value == 3
+    assert result.scores["accuracy"].value == 1.0
+    assert isinstance(result.scores["accuracy_shuffled"], NotApplicable)
+
+
+def test_a_server_that_does_not_answer_says_so(tmp_path):
+    with (
+        server(Knows(failures=[500] * 10)) as url,
+        pytest.raises(InputError, match=r"did not answer.*run again to go on"),
+    ):
+        run(metric_of(llm(url, max_retries=0, concurrency=1), latents=2), one_to_one(), tmp_path)
+
+
+def test_answers_that_cannot_be_read_are_wrong_and_counted(tmp_path):
+    """The first list is cut short and stays so, the second is refused, the third is mended on request."""
+    wrong = [None, None, "[0, 1", "nonsense", "", "x", None, None]
+    knows = Knows(wrong=wrong)
+    with server(knows) as url:
+        result, _ = run(metric_of(llm(url, concurrency=1), latents=2, shuffled=False), one_to_one(), tmp_path)
+    assert result.scores["repaired"].value == 2
+    assert result.scores["unparsed"].value == 10
+    assert result.scores["refused"].value == 10
+    assert sorted(result.items["accuracy"]) == [0.0, 1.0]
+
+
+def test_budgets_stop_and_what_was_answered_is_kept(tmp_path):
+    model = TokenWorld()
+    context = FakeContext(tmp_path / "store", model, "s")
+    knows = Knows()
+    with server(knows) as url:
+        few = metric_of(llm(url, concurrency=1, max_requests=5), latents=4, shuffled=False)
+        prepared = few.prepare(context)
+        subject = Subject(one_to_one(), lambda: None)
+        with pytest.raises(InputError, match="stopped at 5 requests"):
+            few.score(subject, prepared, context)
+        dear = metric_of(llm(url, concurrency=1, budget_usd=0.0001, price_input=1.0), latents=4, shuffled=False)
+        with pytest.raises(InputError, match=r"stopped at 0\.0001 dollars"):
+            dear.score(subject, prepared, context)
+        with pytest.raises(InputError, match="replay_only"):
+            metric_of(llm(url, replay_only=True), latents=4, shuffled=False).score(subject, prepared, context)
+        whole = metric_of(llm(url), latents=4, shuffled=False)
+        done = whole.score(subject, prepared, context)
+        assert len(knows.asked) == 4 * 3  # nothing twice
+        replayed = metric_of(llm(url, replay_only=True), latents=4, shuffled=False).score(subject, prepared, context)
+    assert first_scores(done) == first_scores(replayed)
+
+
+def test_keys_and_packages_that_are_missing(tmp_path, monkeypatch):
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(InputError, match="NO_SUCH_KEY is not set"):
+        run(metric_of({"type": "llm", "api_key_env": "NO_SUCH_KEY"}), one_to_one(), tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+    with pytest.raises(MissingPackageError, match=r"saebench-core\[autointerp\]"):
+        run(metric_of({"type": "llm"}), one_to_one(), tmp_path)
+
+
+def test_marks_stand_around_neighbours_that_fire():
+    window = Window(0, torch.arange(5), torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0]))
+    assert _marked(["The", " cat", " sat", "\non", " mat"], window) == "The <<cat sat>> on <<mat>>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[1, 0, 1]", [1, 0, 1]),
+        ("Sure: [1,0,1].", [1, 0, 1]),
+        ("[1, 0]", None),
+        ("[1, 0, 2]", None),
+        ("[1, 0, 1", None),
+        ("[, ,]", None),
+        ("", None),
+    ],
+)
+def test_lists_are_read_or_not(text, expected):
+    assert _parsed(text, 3) == expected
+
+
+def save_tiny_bert(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = {
+        word: number for number, word in enumerate(["[PAD]", "[UNK]", *(f"t{token}" for token in range(VOCABULARY))])
+    }
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            initializer_range=1.0,
+        )
+        BertModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def counted_words(texts):
+    """Embed a text by the words that it has."""
+    found = torch.tensor([[float(text.split().count(f"t{token}")) for token in range(VOCABULARY)] for text in texts])
+    return torch.nn.functional.normalize(found, dim=1)
+
+
+def test_windows_like_those_shown_are_called_active():
+    model = TokenWorld()
+    judge = EmbeddingJudge(lambda windows: [model.pieces(window.ids) for window in windows], counted_words, around=1)
+    values = torch.tensor([0.0, 1, 0, 0])
+    description = judge.describe(
+        [Window(0, torch.tensor([1, 5, 2, 9]), values), Window(1, torch.tensor([3, 5, 4, 9]), values)]
+    )
+    tested = [
+        Window(2, torch.tensor(ids), torch.zeros(4))
+        for ids in ([9, 9, 9, 9], [5, 6, 7, 8], [10, 11, 5, 12], [13, 14, 15, 16])
+    ]
+    marks, _ = judge.marks(description, tested)
+    assert [mark.active for mark in marks] == [False, True, True, False]
+    assert marks[0].score == marks[3].score == 0  # what is not around a peak does not count
+    assert marks[1].score > 0.3
+
+
+def test_an_encoder_of_transformers_embeds(tmp_path):
+    judge = {"type": "embedding", "encoder": save_tiny_bert(tmp_path / "bert")}
+    result, _ = run(metric_of(judge, latents=30, tested=40), one_to_one(), tmp_path)
+    assert 0.4 < result.scores["embedding_auroc"].value < 1
+    assert 0.35 < result.scores["embedding_accuracy_shuffled"].value < 0.6
+    again, _ = run(metric_of(judge, latents=30, tested=40), one_to_one(), tmp_path)
+    assert first_scores(result) == first_scores(again)
+    with pytest.raises(InputError, match="no text encoder"):
+        run(metric_of({"type": "embedding", "encoder": str(tmp_path / "none")}), one_to_one(), tmp_path)
+
+
+def test_random_guesses_have_half(tmp_path):
+    """What a judge that knows nothing scores, whatever the latents are."""
+    draw = random.Random(0)
+    knows = Knows()
+    knows.reply = lambda messages: (
+        "x" if "<<" in messages[0]["content"] else json.dumps([draw.randint(0, 1) for _ in range(10)])
+    )
+    with server(knows) as url:
+        result, _ = run(metric_of(llm(url, concurrency=1), latents=20, shuffled=False), one_to_one(), tmp_path)
+    assert abs(result.scores["accuracy"].value - 0.5) < 0.1

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saebench_core import EditableModel, InputError, MetricContext, Split, named_generator
+from saebench_core import EditableModel, MetricContext, Split, named_generator
 
 __all__ = ["LetterProbe", "fit_letters", "read_words", "words_of_corpus"]
 
@@ -56,11 +56,7 @@ def words_of_corpus(model: EditableModel, split: Split, tokens: int, count: int)
 def read_words(
     model: EditableModel, context: MetricContext, words: Sequence[str], count: int, examples: int, seed: int
 ) -> tuple[list[str], Float[Tensor, "words d_in"]]:
-    """Return the first words that are one token, and the activations there, with answered examples before them.
-
-    Raises:
-        InputError: if there is none.
-    """
+    """Return the first words that are one token, and the activations there, with answered examples before them."""
     generator = named_generator(seed, "absorption examples")
     kept: list[str] = []
     rows: list[Tensor] = []
@@ -80,9 +76,7 @@ def read_words(
         context.progress("absorption: words", min(len(kept), count), count)
         if len(kept) >= count:
             break
-    if not kept:
-        raise InputError("absorption: the corpus has no lower-case word that is a single token of this model")
-    return kept[:count], torch.cat(rows)[:count]
+    return kept[:count], torch.cat(rows)[:count] if rows else torch.zeros(0, 1)
 
 
 def _prompt(words: Sequence[str], word: str, examples: int, generator: torch.Generator) -> str:
@@ -98,6 +92,8 @@ def fit_letters(words: Sequence[str], rows: Float[Tensor, "words d_in"], seed: i
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import f1_score
 
+    if not words:
+        return {}
     order = torch.randperm(len(words), generator=named_generator(seed, "absorption test"), device="cpu")
     tested = torch.zeros(len(words), dtype=torch.bool)
     tested[order[: round(_TEST_SHARE * len(words))]] = True

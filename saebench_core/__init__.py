@@ -91,6 +91,12 @@ if TYPE_CHECKING:
         Split as Split,
     )
     from saebench_core.interfaces.entry import Json as Json, Model as Model
+    from saebench_core.interfaces.excerpt import (
+        Card as Card,
+        Column as Column,
+        Excerpt as Excerpt,
+        Gallery as Gallery,
+    )
     from saebench_core.interfaces.loaded import (
         LoadedArchitecture as LoadedArchitecture,
         LoadedConfig as LoadedConfig,
@@ -185,6 +191,7 @@ _HOME: dict[str, str] = {
             "VisionModel",
         ),
         "interfaces.chart": ("Chart", "ChartPanel", "Observed", "Series"),
+        "interfaces.excerpt": ("Card", "Column", "Excerpt", "Gallery"),
         "interfaces.constraint": (
             "BaseDraw", "Constraint", "ConstraintConfig", "ConstraintSpec", "Init", "Randomised", "Start", "Statistics",
             "Truth", "draw_directions",

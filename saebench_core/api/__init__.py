@@ -1,6 +1,6 @@
 """The notebook's and the command line's door: open a registry, plan it, run it, read its results."""
 
-from saebench_core.api.charts import charts_of
+from saebench_core.api.charts import charts_of, galleries_of
 from saebench_core.api.exporting import export_activations
 from saebench_core.api.notebook import run
 from saebench_core.api.opening import Opened, open_registry, plan_registry, reopen
@@ -23,6 +23,7 @@ __all__ = [
     "Scores",
     "charts_of",
     "export_activations",
+    "galleries_of",
     "open_registry",
     "plan_registry",
     "reopen",

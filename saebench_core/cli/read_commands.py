@@ -86,7 +86,7 @@ def report(
     settings: Set = None,
 ) -> None:
     """Write one HTML file with tables, figures, certificates and how to repeat the run. It opens from disk."""
-    from saebench_core.api import charts_of
+    from saebench_core.api import charts_of, galleries_of
     from saebench_core.cli.show import descriptions
     from saebench_core.errors import InputError
     from saebench_core.report import write_html
@@ -100,7 +100,8 @@ def report(
         )
     records = work.records()
     charts, problems = charts_of(work, records)
-    for problem in problems:
+    galleries, more = galleries_of(work, records)
+    for problem in (*problems, *more):
         typer.echo(f"warning: {problem}", err=True)
     command = f"saebench run {registry}" + "".join(f" --set {override}" for override in settings or [])
     write_html(
@@ -112,5 +113,6 @@ def report(
         notice=work.registry.notice,
         commands=["pip install -e .", command, f"saebench report {registry}"],
         charts=charts,
+        galleries=galleries,
     )
     typer.echo(str(path))

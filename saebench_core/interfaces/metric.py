@@ -17,6 +17,7 @@ from saebench_core.interfaces.backbone import Backbone, BackboneDescription
 from saebench_core.interfaces.chart import Chart, Observed
 from saebench_core.interfaces.context import MetricContext, Split
 from saebench_core.interfaces.entry import EntryConfig, Json
+from saebench_core.interfaces.excerpt import Gallery
 from saebench_core.sae import SparseAutoencoder
 
 __all__ = [
@@ -166,6 +167,10 @@ class Metric(ABC):
 
     def figures(self, found: Sequence[Observed]) -> Sequence[Chart]:
         """Return charts of the per-item tables of a sweep's cells, for the report."""
+        return ()
+
+    def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
+        """Return texts in which latents of a sweep's cells fire, for the report."""
         return ()
 
     def fingerprint(self) -> Mapping[str, Json]:

@@ -23,6 +23,7 @@ from saebench_core import (
     InputError,
     MissingPackageError,
     NotApplicable,
+    Observed,
     ReadableModel,
     Score,
     SparseAutoencoder,
@@ -465,3 +466,21 @@ def test_random_guesses_have_half(tmp_path):
     with server(knows) as url:
         result, _ = run(metric_of(llm(url, concurrency=1), latents=20, shuffled=False), one_to_one(), tmp_path)
     assert abs(result.scores["accuracy"].value - 0.5) < 0.1
+
+
+def test_the_report_shows_latents_of_trained_saes_beside_twins(tmp_path):
+    result, _ = run(metric_of(latents=8), one_to_one(), tmp_path)
+    cells = [
+        Observed("lm", "s", "topk", constraint, 3.0, seed, constraint == "trained", result.items)
+        for constraint in ("untrained", "trained")
+        for seed in (1, 0)
+    ]
+    (gallery,) = metric_of().galleries(cells)
+    assert gallery.title == "lm / s · topk · L0 3"
+    assert [(column.label, column.trained) for column in gallery.columns] == [("trained", True), ("untrained", False)]
+    cards = gallery.columns[0].cards
+    assert [card.title.split(", ")[1] for card in cards] == ["told best"] * 3 + ["at random"] * 3
+    assert cards[0].note == "accuracy 1.00"
+    excerpt = cards[0].excerpts[0]
+    assert max(excerpt.strengths) == 1.0
+    assert len(excerpt.pieces) == len(excerpt.strengths) == WIDTH

@@ -15,12 +15,14 @@ import torch
 from saebench_core import (
     Backbone,
     BackboneDescription,
+    Gallery,
     InputError,
     Json,
     Metric,
     MetricContext,
     MetricSpec,
     NotApplicable,
+    Observed,
     Prepared,
     ReadableModel,
     Score,
@@ -31,6 +33,7 @@ from saebench_core import (
     named_generator,
 )
 from saebench_plugins.metrics._interp_config import AutointerpConfig, LlmConfig, judge_of
+from saebench_plugins.metrics._interp_gallery import galleries
 from saebench_plugins.metrics._interp_judges import Judge, Mark
 from saebench_plugins.metrics._interp_samples import Sample, draw_latents, draw_sample
 from saebench_plugins.metrics._llm_client import Ask, Message, Reply
@@ -112,6 +115,10 @@ class Autointerp(Metric):
         for row, sample in zip(rows, samples, strict=True):
             row["windows"] = int(counts[sample.latent])
         return Scored(self._means(rows, alive, len(counts)), {name: [row[name] for row in rows] for name in rows[0]})
+
+    def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
+        """Show the best and some random latents of trained SAEs beside those of twins."""
+        return galleries(found, self.config.seed)
 
     def _rows(self, samples: Sequence[Sample], judge: Judge, context: MetricContext) -> list[dict[str, Any]]:
         described = self._each(samples, lambda sample: judge.describe(sample.shown), context, "descriptions")

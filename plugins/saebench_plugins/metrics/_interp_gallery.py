@@ -1,0 +1,52 @@
+"""Latents for people: those that were told best, and some drawn at random, trained beside twins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+from saebench_core import Card, Column, Excerpt, Gallery, Observed, named_generator
+
+__all__ = ["galleries"]
+
+_BEST: Final = 3
+_RANDOM: Final = 3
+
+
+def galleries(found: Sequence[Observed], seed: int) -> list[Gallery]:
+    """Return a gallery for each backbone, site, architecture and L0; of every constraint the first seed there is."""
+    groups: dict[tuple[str, str, str, float | None], dict[str, Observed]] = {}
+    for cell in sorted(found, key=lambda cell: (not cell.trained, cell.seed)):
+        place = (cell.backbone, cell.site, cell.architecture, cell.l0)
+        groups.setdefault(place, {}).setdefault(cell.constraint, cell)
+    caption = (
+        f"{_BEST} of the latents told best, then {_RANDOM} of those asked about at random; marked where the latent "
+        "fires, the stronger the larger its code. Windows are those with the largest codes."
+    )
+    result = []
+    for (backbone, site, architecture, l0), cells in groups.items():
+        sparsity = "" if l0 is None else f" · L0 {l0:g}"
+        columns = tuple(Column(cell.constraint, _cards(cell, seed), cell.trained) for cell in cells.values())
+        result.append(Gallery(f"{backbone} / {site} · {architecture}{sparsity}", caption, columns))
+    return result
+
+
+def _cards(cell: Observed, seed: int) -> tuple[Card, ...]:
+    rows = [dict(zip(cell.items, row, strict=True)) for row in zip(*cell.items.values(), strict=True)]
+    best = sorted(rows, key=lambda row: (-row["accuracy"], row["latent"]))[:_BEST]
+    order = torch.randperm(len(rows), generator=named_generator(seed, "autointerp gallery"), device="cpu").tolist()
+    drawn = [rows[place] for place in order[:_RANDOM]]
+    return (*(_card(row, "told best") for row in best), *(_card(row, "at random") for row in drawn))
+
+
+def _card(row: Mapping[str, Any], how: str) -> Card:
+    contexts = json.loads(row["contexts"])
+    top = max((max(values) for _, values in contexts), default=0.0)
+    excerpts = tuple(
+        Excerpt(tuple(pieces), tuple(max(0.0, value) / top if top > 0 else 0.0 for value in values))
+        for pieces, values in contexts
+    )
+    return Card(f"latent {row['latent']}, {how}", row["description"], f"accuracy {row['accuracy']:.2f}", excerpts)

@@ -141,6 +141,9 @@ class Metric(ABC):
     compares_seeds: ClassVar[bool] = False
     """Whether `score` reads `Subject.others`; then it waits until the other seeds are trained."""
 
+    large_inputs: ClassVar[bool] = False
+    """Whether `Prepared.tensors` stay on the CPU for `score`, which then moves what it needs; else on the device."""
+
     @abstractmethod
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name every score and what it means; depends on the configuration only."""

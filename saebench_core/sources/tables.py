@@ -108,7 +108,7 @@ class _Table(Model):
         taken: Counter[tuple[str, str]] = Counter()
         for text, given, group in read:
             label = given.strip() if self.labels is None else self.labels.get(given.strip(), "")
-            if not label or len(text) < self.min_characters or not (text := text[self.skip_characters :]).strip():
+            if not label or not (text := self._cut(text)):
                 continue
             if self.per_label is not None:
                 if taken[label, group] == self.per_label:
@@ -117,6 +117,11 @@ class _Table(Model):
             yield _Row(text, label, group)
             if self._complete(taken):
                 return
+
+    def _cut(self, text: str) -> str:
+        """Return what is used of a text; nothing if it is too short."""
+        rest = text[self.skip_characters :]
+        return rest if len(text) >= self.min_characters and rest.strip() else ""
 
     def _complete(self, taken: Mapping[tuple[str, str], int]) -> bool:
         """Say whether every label that is named has all of its rows; values of another column are not known before."""
@@ -276,8 +281,8 @@ class ClassTable(_Table):
 
     def _read(self) -> Iterator[_Row]:
         for label, source in self.sources.items():
-            texts = (text for text in source.documents() if len(text) >= self.min_characters)
-            for text in islice(texts, self.per_label):
+            usable = (text for text in source.documents() if self._cut(text))
+            for text in islice(usable, self.per_label):
                 yield _Row(text, label)
 
     def fingerprint(self) -> dict[str, Json]:

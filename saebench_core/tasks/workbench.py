@@ -223,7 +223,8 @@ class ScoringContext:
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         """Return a product of the metric's own for this backbone and site, made if it is not there."""
-        return self.base.product({"backbone": dict(self.identity), "site": self.site, "own": dict(config)}, build)
+        where = {"backbone": dict(self.identity), "site": self.site, "scoring": core_digest("score")}
+        return self.base.product({**where, "own": dict(config)}, build)
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the rule of a saved SAE's configuration, which may be another plugin's."""

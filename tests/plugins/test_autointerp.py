@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from pydantic import ValidationError
 from saebench_plugins.metrics._interp_config import AutointerpConfig
 from saebench_plugins.metrics._interp_judges import EmbeddingJudge
 from saebench_plugins.metrics._interp_samples import Sizes, draw_latents, draw_sample
@@ -70,7 +72,7 @@ class TokenWorld(Backbone):
         self.reads += 1
         rows = torch.nn.functional.one_hot(tokens.ids, D_IN).float()
         rows[:, 1:, 24] = (tokens.ids[:, :-1] == 3).float()
-        rows[..., 25] = self.chance[self._range].float()
+        rows[..., 25] = self.chance[self._range][: len(rows)].float()
         return rows[tokens.kept]
 
     def pieces(self, ids):
@@ -100,6 +102,25 @@ def run(metric, sae, tmp_path, model=None, context=None):
 
 def recorded_of(model, tmp_path, tokens=10_000):
     return Recorded.of(record(FakeContext(tmp_path, model, "s"), model, "evaluation", tokens))
+
+
+@pytest.mark.parametrize("sequences", [33, 40])
+def test_a_last_sequence_that_is_shorter_is_left_out(tmp_path, sequences):
+    """It is padded among others, and narrower than they where it is alone in its batch of sixteen."""
+
+    class Short(TokenWorld):
+        def sequences(self, split, start, count):
+            batch = super().sequences(split, start, count)
+            if start + count < sequences or not len(batch.ids):
+                return batch
+            batch.attention[-1, 20:] = False
+            batch.kept[-1, 20:] = False
+            return TokenBatch(*(part[:, :20] for part in batch)) if len(batch.ids) == 1 else batch
+
+    recorded = recorded_of(Short(sequences), tmp_path)
+    assert len(recorded.ids) == sequences - 1
+    rows = torch.nn.functional.one_hot(recorded.ids.flatten()[recorded.places], D_IN)
+    assert torch.equal(recorded.activations[:, :VOCABULARY], rows[:, :VOCABULARY].float())
 
 
 def test_windows_by_hand(tmp_path):
@@ -223,6 +244,7 @@ class Knows:
     def __init__(self, failures=(), wrong=()):
         self.failures, self.wrong = list(failures), list(wrong)
         self.asked = []
+        self.refusal = "no"
         self.lock = threading.Lock()
 
     def reply(self, messages):
@@ -242,13 +264,15 @@ def server(knows):
             pass
 
         def do_POST(self):
+            if self.path.startswith("/page"):
+                return self.send(200, "<html>a page</html>")
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with knows.lock:
                 knows.asked.append((request, self.headers["Authorization"]))
                 failure = knows.failures.pop(0) if knows.failures else None
                 wrong = knows.wrong.pop(0) if knows.wrong else None
             if failure:
-                return self.send(failure, {"error": {"message": "no"}})
+                return self.send(failure, {"error": {"message": knows.refusal}})
             message = {"role": "assistant", "content": knows.reply(request["messages"]) if wrong is None else wrong}
             finish = "content_filter" if wrong == "" else "stop"
             choice = {"index": 0, "message": message, "finish_reason": finish}
@@ -368,13 +392,54 @@ def test_budgets_stop_and_what_was_answered_is_kept(tmp_path):
     assert first_scores(done) == first_scores(replayed)
 
 
-def test_keys_and_packages_that_are_missing(tmp_path, monkeypatch):
-    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    with pytest.raises(InputError, match="NO_SUCH_KEY is not set"):
-        run(metric_of({"type": "llm", "api_key_env": "NO_SUCH_KEY"}), one_to_one(), tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "openai", None)
+def test_limits_are_shared_by_all_cells_of_a_run(tmp_path):
+    model = TokenWorld()
+    context = FakeContext(tmp_path / "store", model, "s")
+    with server(Knows()) as url:
+        metric = metric_of(llm(url, concurrency=1, max_requests=8), latents=2, shuffled=False)
+        run(metric, one_to_one(), tmp_path, model, context)
+        turned = SparseAutoencoder.start(torch.eye(D_IN).flip(0), torch.eye(D_IN), torch.zeros(D_IN), TopK(3), "none")
+        with pytest.raises(InputError, match="stopped at 8 requests"):
+            run(metric, turned, tmp_path, model, context)
+
+
+def test_what_scores_hang_on_is_neither_limit_nor_key():
+    def identity(**options):
+        return AutointerpConfig(judge=llm("http://localhost/v1", **options)).identity()
+
+    limits = {"max_requests": 3, "concurrency": 9, "replay_only": True, "api_key_env": "X", "timeout": 3}
+    assert identity() == identity(**limits)
+    assert identity() != identity(temperature=0.5)
+    assert identity() != identity(mode="detection")
+    with pytest.raises(ValidationError, match="price_input"):
+        AutointerpConfig(judge=llm("http://localhost/v1", budget_usd=1))
+
+
+def test_keys_go_where_they_belong(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "dear")
+    knows = Knows()
+    with server(knows) as url:
+        run(metric_of(llm(url), latents=1, shuffled=False), one_to_one(), tmp_path)
+    assert {key for _, key in knows.asked} == {"Bearer none"}
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(InputError, match="OPENAI_API_KEY is not set"):
+        run(metric_of({"type": "llm"}), one_to_one(), tmp_path)
+    monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(MissingPackageError, match=r"saebench-core\[autointerp\]"):
         run(metric_of({"type": "llm"}), one_to_one(), tmp_path)
+
+
+def test_a_server_of_another_kind_is_named_and_keys_are_not_repeated(tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", "secret-word")
+    knows = Knows(failures=[401])
+    knows.refusal = "bad key secret-word"
+    with server(knows) as url:
+        judge = llm(url, api_key_env="MY_KEY", concurrency=1)
+        with pytest.raises(InputError, match=r"bad key \*\*\*") as caught:
+            run(metric_of(judge, latents=1), one_to_one(), tmp_path)
+        assert "secret-word" not in str(caught.value)
+        with pytest.raises(InputError, match="is the base_url right"):
+            run(metric_of(llm(url.removesuffix("/v1") + "/page"), latents=1), one_to_one(), tmp_path)
 
 
 def test_marks_stand_around_neighbours_that_fire():
@@ -452,7 +517,7 @@ def test_an_encoder_of_transformers_embeds(tmp_path):
     assert 0.35 < result.scores["embedding_accuracy_shuffled"].value < 0.6
     again, _ = run(metric_of(judge, latents=30, tested=40), one_to_one(), tmp_path)
     assert first_scores(result) == first_scores(again)
-    with pytest.raises(InputError, match="no text encoder"):
+    with pytest.raises(InputError, match="no file"):
         run(metric_of({"type": "embedding", "encoder": str(tmp_path / "none")}), one_to_one(), tmp_path)
 
 

@@ -19,6 +19,7 @@ from saebench_core import (
     Backbone,
     BackboneDescription,
     EditableModel,
+    InputError,
     NotApplicable,
     SparseAutoencoder,
     Subject,
@@ -110,6 +111,9 @@ class PlantedModel(Backbone):
         states = self.states(tokens, site) if states is None else states
         first = self.resume(tokens, site, states).argmax(-1)
         return torch.stack([first, *[torch.zeros_like(first)] * (count - 1)], dim=1)
+
+    def pieces(self, ids):
+        return [WORDS[word] for word in ids.tolist()]
 
     def words(self, ids):
         return [" ".join(WORDS[word] for word in row if word) for row in ids.tolist()]
@@ -273,6 +277,14 @@ def test_entities_and_templates_are_drawn_and_the_best_known_kept(tmp_path):
         (" UTC+2", "Europe/Paris", "Timezone", True),
         (" GMT +5:30", "Asia/Kolkata", "Timezone", True),
         (" UTC-5", "Europe/Paris", "Timezone", False),
+        (" Ukraine", "United Kingdom", "Country", False),
+        (" UK, and", "United Kingdom", "Country", True),
+        (" used to", "United States", "Country", False),
+        (" the U.S.", "United States", "Country", True),
+        (" Namibia", "North America", "Continent", False),
+        (" NA", "North America", "Continent", True),
+        (" 48", "48N", "Latitude", True),
+        (" 48", "north", "Latitude", False),
     ],
 )
 def test_answers(text, value, attribute, right):
@@ -286,6 +298,7 @@ def test_two_words_decide_where_they_say_enough():
     assert not decided(" the", "France", "Country")
     assert not decided("", "France", "Country")
     assert not decided(" 48", "50", "Latitude")
+    assert not decided(" Uk", "United Kingdom", "Country")
     assert decided('48"', "50", "Latitude")
 
 
@@ -311,8 +324,14 @@ def test_files_and_attributes(tmp_path):
     assert list(ENTITIES({**source, "attributes": ["Language"]}).read().values) == ["Language"]
     assert len(ENTITIES(source).fingerprint()["sha256"]) == 2
     assert ENTITIES({**source, "path": "hf://datasets/a/b"}).fingerprint() == {}
-    with pytest.raises(Exception, match="no attribute 'Langage'; did you mean"):
+    with pytest.raises(InputError, match="no attribute 'Langage'; did you mean"):
         ENTITIES({**source, "attributes": ["Langage"]}).read()
+    (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text('{"Country": ["no place"]}')
+    with pytest.raises(InputError, match="'no place' must have one %s"):
+        ENTITIES(source).read()
+    (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text("{")
+    with pytest.raises(InputError, match=r"ravel_city_attribute_to_prompts\.json: not JSON"):
+        ENTITIES(source).read()
     with pytest.raises(ValidationError, match="gate"):
         RavelConfig(gate=2)
 

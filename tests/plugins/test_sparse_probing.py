@@ -12,8 +12,8 @@ import pytest
 import torch
 import zstandard
 from pydantic import TypeAdapter, ValidationError
-from saebench_plugins.metrics._pooled import DenseFeatures, mean_rows, pool_codes, store_rows
-from saebench_plugins.metrics._probe_fits import Fit, protocol_of
+from saebench_plugins.metrics._pooled import mean_rows, pool_codes, store_rows
+from saebench_plugins.metrics._probe_fits import Features, Fit, protocol_of
 from saebench_plugins.metrics._probes import Probe, Sizes, draw_probe
 from saebench_plugins.metrics._probing_suites import suite_tables
 from saebench_plugins.metrics._random_projections import random_projections
@@ -29,6 +29,7 @@ from saebench_core import (
     Subject,
     TokenBatch,
     TopK,
+    named_generator,
 )
 from saebench_core.kernels import Selection
 from tests.helpers.contexts import FakeContext
@@ -225,9 +226,8 @@ def test_negatives_come_evenly_from_the_other_classes():
     assert short.train.tolist() == [20, 21, 0, 10]
 
 
-def probe_of(labels, train=None):
-    train = torch.arange(len(labels)) if train is None else train
-    return Probe("t", "a", train, labels, labels[None], train, labels)
+def fitted(name, features, probe, labels, seed=0):
+    return protocol_of(name).fitted(Features.of(features.numpy(), probe), probe, labels, seed)
 
 
 def test_ranking_by_hand():
@@ -235,12 +235,10 @@ def test_ranking_by_hand():
     rows = torch.tensor([[0.5, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 0.0, 0.0]])
     pooled = pool_codes(identity_sae(4), rows, torch.arange(5))
     labels = torch.tensor([True, True, False, False])
-    assert pooled.mean_difference(torch.arange(4), labels).tolist() == [0.25, 0.0, -0.5, 0.25]
     paper = protocol_of("paper")
-    assert paper.ranked(pooled, probe_of(labels), labels, 3) == [2, 0, 3]
-    two = torch.tensor([True, False])
-    assert paper.ranked(pooled, probe_of(two, torch.tensor([0, 2])), two, 1) == [2]
-    assert torch.equal(pooled.columns([2, 0]), rows[:, [2, 0]].double())
+    assert paper.ranked(pooled, labels, 3) == paper.ranked(rows.double().numpy(), labels, 3) == [2, 0, 3]
+    assert paper.ranked(pooled[[0, 2]], torch.tensor([True, False]), 1) == [2]
+    assert (pooled.toarray() == rows.numpy()).all()
 
 
 def test_pooling_equals_the_dense_mean_and_encodes_once(monkeypatch):
@@ -258,7 +256,8 @@ def test_pooling_equals_the_dense_mean_and_encodes_once(monkeypatch):
     monkeypatch.setattr(Selection, "scatter", lambda *args: pytest.fail("rows x d_sae was made dense"))
     pooled = pool_codes(sae, rows, offsets)
     assert sum(encoded) == len(rows)
-    torch.testing.assert_close(pooled.columns(range(50)), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(torch.from_numpy(pooled.toarray()), expected, rtol=1e-5, atol=1e-7)
+    assert pooled.indices.dtype == "int32"
     torch.testing.assert_close(mean_rows(rows, offsets)[3], rows[4:44].double().mean(0))
 
 
@@ -267,7 +266,7 @@ def test_a_probe_that_does_not_converge_says_so():
     features = torch.randn(60, 40, generator=draw, dtype=torch.float64) * torch.logspace(-4, 6, 40, dtype=torch.float64)
     labels = torch.arange(60) % 2 == 0
     probe = Probe("t", "a", torch.arange(40), labels[:40], labels[None, :40], torch.arange(40, 60), labels[40:])
-    fit = protocol_of("paper").fit_columns(features, probe, probe.train_labels, 0)
+    fit = fitted("paper", features, probe, probe.train_labels)
     assert isinstance(fit, Fit)
     assert not fit.converged
 
@@ -276,7 +275,7 @@ def test_features_that_never_fire_give_chance():
     labels = torch.arange(20) % 2 == 0
     probe = Probe("t", "a", torch.arange(10), labels[:10], labels[None, :10], torch.arange(10, 20), labels[10:])
     for name in ("paper", "sae_probes", "sae_probes_l1"):
-        fit = protocol_of(name).fit_columns(torch.zeros(20, 1, dtype=torch.float64), probe, labels[:10], 0)
+        fit = fitted(name, torch.zeros(20, 1, dtype=torch.float64), probe, labels[:10])
         assert fit == Fit(0.5, 0.5, pytest.approx(1 / 3), True)
 
 
@@ -405,6 +404,7 @@ def test_sae_probes_trains_on_as_many_as_it_wants_and_tests_on_the_rest():
     sizes = Sizes(1024, 5000)
     tested = protocol_of("sae_probes").tested
     assert [tested(count, sizes) for count in (2500, 512, 545, 90, 30, 0)] == [1988, 50, 50, 45, 15, 0]
+    assert tested(2500, Sizes(1024, 5000, 0.1)) == 2500 - 922  # of negatives nine tenths are needed
     assert [protocol_of("paper").tested(count, Sizes(4000, 1000)) for count in (2500, 7)] == [500, 1]
 
 
@@ -413,38 +413,72 @@ def test_sae_probes_ranks_in_units_of_a_latents_mean_activity():
     rows = torch.tensor([[4.0, 0.5], [0.0, 0.5], [0.0, 0.0], [0.0, 0.0]])
     pooled = pool_codes(identity_sae(2), rows, torch.arange(5))
     labels = torch.tensor([True, True, False, False])
-    probe = probe_of(labels)
-    assert torch.equal(pooled.mean_active(probe.train), torch.tensor([4.0, 0.5], dtype=torch.float64))
-    assert torch.equal(DenseFeatures(rows.double()).mean_active(probe.train), pooled.mean_active(probe.train))
-    assert protocol_of("sae_probes").ranked(pooled, probe, labels, 2) == [1, 0]
-    assert protocol_of("paper").ranked(pooled, probe, labels, 2) == [0, 1]
+    for features in (pooled, rows.double().numpy()):
+        assert protocol_of("sae_probes").scale(features).tolist() == pytest.approx([4.0, 0.5], abs=1e-5)
+        assert protocol_of("sae_probes").ranked(features, labels, 2) == [1, 0]
+        assert protocol_of("paper").ranked(features, labels, 2) == [0, 1]
 
 
 @pytest.mark.parametrize("count", [3, 10, 60, 400])
 def test_sae_probes_chooses_the_strength_that_validates_best(count):
-    """Labels follow one feature of ten with much noise: the chosen strength is that of an exhaustive search."""
+    """Labels follow one feature of ten with much noise; the strength is that of a search written down here."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import LeavePOut, StratifiedKFold
 
     draw = torch.Generator().manual_seed(count)
     features = torch.randn(count + 200, 10, generator=draw, dtype=torch.float64)
     labels = features[:, 0] + 2 * torch.randn(len(features), generator=draw, dtype=torch.float64) > 0
     labels[:2] = torch.tensor([True, False])
-    train = torch.arange(count)
-    test = torch.arange(count, count + 200)
+    train, test = torch.arange(count), torch.arange(count, count + 200)
     probe = Probe("t", "a", train, labels[train], labels[train][None], test, labels[test])
-    fit = protocol_of("sae_probes").fit_columns(features, probe, probe.train_labels, 7)
-    accuracies = {}
-    for strength in (1.0, *(10 ** (5 - 10 * step / 9) for step in range(10))):
-        model = LogisticRegression(C=strength, max_iter=1000).fit(features[train].numpy(), labels[train].numpy())
-        area = roc_auc_score(labels[test].numpy(), model.decision_function(features[test].numpy()))
-        accuracies[strength] = ((model.predict(features[test].numpy()) == labels[test].numpy()).mean(), area)
-    assert any((fit.accuracy, fit.auc) == pytest.approx(found, abs=0.011) for found in accuracies.values())
-    if count == 3:
-        assert (fit.accuracy, fit.auc) == pytest.approx(accuracies[1.0], abs=1e-9)
-    if count == 400:
-        strong = protocol_of("sae_probes_l1").fit_columns(features, probe, probe.train_labels, 7)
-        assert strong.accuracy == pytest.approx(fit.accuracy, abs=0.05)
+    fit = fitted("sae_probes", features, probe, probe.train_labels, 7)
+
+    order = torch.randperm(count, generator=named_generator(7, "sparse_probing validation", "t", "a")).numpy()
+    x, y = features[train].numpy()[order], labels[train].numpy()[order]
+    if count >= 128:
+        splits = [(list(range(count - 80)), list(range(count - 80, count)))]
+    elif count > 12:
+        splits = list(StratifiedKFold(6, shuffle=True, random_state=0).split(x, y))
+    else:
+        splits = [split for split in LeavePOut(2).split(x) if len(set(y[split[1]])) == 2]
+    means = {}
+    for strength in [10 ** (5 - 10 * step / 9) for step in range(10)]:
+        areas = []
+        for learn, check in splits:
+            if len(set(y[learn])) < 2:
+                areas.append(0.5)
+                continue
+            model = LogisticRegression(C=strength, max_iter=1000).fit(x[learn], y[learn])
+            areas.append(roc_auc_score(y[check], model.predict_proba(x[check])[:, 1]))
+        means[strength] = sum(areas)
+    best = max(means, key=means.get) if count > 3 else 1.0
+    model = LogisticRegression(C=best, max_iter=1000).fit(x, y)
+    truth = labels[test].numpy()
+    assert fit.accuracy == pytest.approx((model.predict(features[test].numpy()) == truth).mean(), abs=1e-9)
+    assert fit.auc == pytest.approx(roc_auc_score(truth, model.predict_proba(features[test].numpy())[:, 1]), abs=1e-9)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "sae_probes", "sae_probes_l1"])
+def test_every_protocol_scores_from_end_to_end(tmp_path, protocol):
+    metric = metric_with(ends_with_its_class(tmp_path), protocol=protocol, k=(1, 2), permutations=1)
+    result, _ = scored(metric, WordModel(), random_sae(), tmp_path)
+    assert 0.5 < result.scores["all_latents"].value <= 1
+    assert set(result.scores) == set(metric.scores())
+    assert metric.large_inputs
+
+
+def test_a_class_alone_is_no_question():
+    groups = {"a": list(range(8)), "b": list(range(10, 110))}
+    assert len(draw_probe("t", "a", groups, groups, Sizes(1024, 10, 0.95), 0, 1).train) == 0
+    assert len(draw_probe("t", "b", groups, groups, Sizes(1024, 10, 0.05), 0, 1).test) == 0
+
+
+def test_a_task_may_not_be_called_as_one_of_the_suite(wheel, tmp_path):
+    table = {**planted(tmp_path), "name": "first"}
+    metric = SparseProbing(SparseProbingConfig(suite="sae_probes", tasks=(table,)))
+    with pytest.raises(InputError, match="are called 'first'"):
+        metric.fingerprint()
 
 
 def test_random_projections_are_as_sparse_and_reproducible():
@@ -509,6 +543,7 @@ def test_the_default_is_the_benchmark_of_sae_probes(tmp_path, monkeypatch):
     assert "give `tasks` or a `suite`" in reason
     assert "--no-deps sae-probes" in reason
     assert bare.fingerprint() == {}
+    assert bare.stored_bytes(BackboneDescription("language", {"s": D_IN}), "s") == 0
     with pytest.raises(MissingPackageError, match="sae-probes"):
         SparseProbing(SparseProbingConfig(suite="safety")).fingerprint()
 

@@ -64,16 +64,18 @@ def _passed_by(model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, stat
 
 def _logits_at(model: Any, tokens: TokenBatch, places: Int[Tensor, " sequences"]) -> Tensor:
     """Return the logits at one place of each sequence; the output layer sees no others where the model allows it."""
-    options: dict[str, Any] = {}
     wanted, index = torch.unique(places, return_inverse=True)
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        options["logits_to_keep"] = wanted
-    else:
-        index = places
+    options = _only(model, wanted)
+    index = index if options else places
     mask = tokens.attention.to(torch.int64)
     logits = model(input_ids=tokens.ids, attention_mask=mask, use_cache=False, **options).logits
     found: Tensor = logits[torch.arange(len(index), device=logits.device), index].to(torch.float32)
     return found
+
+
+def _only(model: Any, wanted: Any) -> dict[str, Any]:
+    """Return what keeps a model from computing other logits than these, where it knows such an option."""
+    return {"logits_to_keep": wanted} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 @torch.no_grad()
@@ -100,7 +102,7 @@ def _continued(model: Any, layer: nn.Module, ids: Tensor, count: int, states: Te
         return (states, *output[1:]) if isinstance(output, tuple) else states
 
     with hooked(layer, replace):
-        output = model(input_ids=ids, use_cache=True)
+        output = model(input_ids=ids, use_cache=True, **_only(model, 1))
     chosen = [output.logits[:, -1].argmax(-1)]
     while len(chosen) < count:
         output = model(input_ids=chosen[-1][:, None], past_key_values=output.past_key_values, use_cache=True)

@@ -7,7 +7,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -73,23 +73,26 @@ class RavelFiles(_Source):
 
     def read(self) -> EntitySet:
         """Return what the two files say."""
-        entities, templates = (json.loads(text) for text in self._texts())
+        entities, templates = (_parsed(path) for path in self._paths())
         chosen = self._chosen(list(templates), _DEFAULTS.get(self.kind, ()))
         values = {
             name: {entity: str(known[name]) for entity, known in entities.items() if known.get(name)} for name in chosen
         }
+        for template in (template for name in chosen for template in templates[name]):
+            if template.count("%s") != 1:
+                raise InputError(f"{self.path}: the template {template!r} must have one %s, for the entity")
         return EntitySet(self.kind, values, {name: list(templates[name]) for name in chosen})
 
-    def _texts(self) -> tuple[str, str]:
+    def _paths(self) -> tuple[str, str]:
         names = (f"ravel_{self.kind}_entity_attributes.json", f"ravel_{self.kind}_attribute_to_prompts.json")
-        first, second = (_text_of(f"{self.path.rstrip('/')}/{name}") for name in names)
+        first, second = (f"{self.path.rstrip('/')}/{name}" for name in names)
         return first, second
 
     def fingerprint(self) -> dict[str, Json]:
         """Return the sha256 of both files; nothing for a hub's, which the path names."""
         if self.path.startswith(_HUB):
             return {}
-        return {"sha256": [_digest(text) for text in self._texts()]}
+        return {"sha256": [_digest(_text_of(path)) for path in self._paths()]}
 
 
 class GeonamesCities(_Source):
@@ -101,8 +104,7 @@ class GeonamesCities(_Source):
 
     def read(self) -> EntitySet:
         """Return country, continent, language and time zone of the cities."""
-        countries = json.loads(_text_of(f"{self.path}/countries.json"))
-        cities = json.loads(_text_of(f"{self.path}/cities15000.json")).values()
+        countries, cities = _parsed(f"{self.path}/countries.json"), _parsed(f"{self.path}/cities15000.json").values()
         values: dict[str, dict[str, str]] = {name: {} for name in TEMPLATES}
         known: set[str] = set()
         for city in sorted(cities, key=lambda city: (-city["population"], city["geonameid"])):
@@ -132,6 +134,16 @@ class GeonamesCities(_Source):
 
 EntitySource = Annotated[RavelFiles | GeonamesCities, Field(discriminator="type")]
 """Where entities come from; ``type`` says which."""
+
+
+def _parsed(path: str) -> Any:
+    try:
+        found = json.loads(_text_of(path))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return found
 
 
 def _text_of(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Whether a model's words give an attribute's value; the special cases are those of RAVEL's evaluation."""
+"""Whether a model's words give an attribute's value: RAVEL's special cases, and abbreviations."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _ALIASES: Final = {
     "north america": ("north america", "na", "america"),
     "mandarin": ("mandarin", "chinese"),
 }
+_COORDINATES: Final = frozenset({"Latitude", "Longitude"})
+_ABBREVIATION: Final = 3
 _DEGREES: Final = 2
 
 
@@ -29,23 +31,30 @@ def gives(text: str, value: str, attribute: str) -> bool:
     answer = _answer(text)
     if not answer:
         return False
-    if attribute in {"Latitude", "Longitude"}:
+    if attribute in _COORDINATES:
         return _near(answer, value)
     if attribute == "Timezone" and (offset := re.match(r"(?:utc|gmt)\s*([+-]\s*\d{1,2})(?::?(\d\d))?", answer)):
         hours = int(offset[1].replace(" ", ""))
         minutes = 60 * hours + (-1 if hours < 0 else 1) * int(offset[2] or 0)
         return minutes in _offsets(value)
-    return any(answer.startswith(known) or known.startswith(answer) for known in _accepted(value, attribute))
+    return any(_meets(answer, known) for known in _accepted(value, attribute))
+
+
+def _meets(answer: str, known: str) -> bool:
+    """Say whether one begins the other; an abbreviation must be a whole word, lest "uk" be met by "Ukraine"."""
+    if len(known) <= _ABBREVIATION:
+        return re.match(rf"{re.escape(known)}(?![a-z])", answer) is not None
+    return answer.startswith(known) or known.startswith(answer)
 
 
 def decided(text: str, value: str, attribute: str) -> bool:
     """Say whether further words could not change what `gives` says."""
-    if attribute in {"Latitude", "Longitude", "Timezone"}:
+    if attribute in {*_COORDINATES, "Timezone"}:
         return '"' in text
     answer = _answer(text)
     if '"' in text:
         return True
-    return bool(answer) and not any(
+    return len(answer) > _ABBREVIATION and not any(
         len(answer) < len(known) and known.startswith(answer) for known in (*_accepted(value, attribute), "the ")
     )
 
@@ -67,8 +76,8 @@ def _accepted(value: str, attribute: str) -> Iterable[str]:
 
 
 def _near(answer: str, value: str) -> bool:
-    number = re.match(r"[+-]?\d+(?:\.\d+)?", answer)
-    return number is not None and abs(float(number[0]) - float(value)) <= _DEGREES
+    found, known = (re.match(r"[+-]?\d+(?:\.\d+)?", text.strip()) for text in (answer, value))
+    return found is not None and known is not None and abs(float(found[0]) - float(known[0])) <= _DEGREES
 
 
 def _offsets(zone: str) -> set[int]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Annotated, Final, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, PositiveInt
 
-from saebench_core import MetricConfig, Model, ReadableModel, Split
+from saebench_core import Json, MetricConfig, Model, ReadableModel, Split
 from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Judge, TokenJudge
 from saebench_plugins.metrics._interp_samples import Sizes
-from saebench_plugins.metrics._llm_client import Ask, LlmClient, LlmServer, Message, Reply
+from saebench_plugins.metrics._llm_client import Ask, LlmServer
 from saebench_plugins.metrics._llm_judge import LlmJudge, Mode
 from saebench_plugins.metrics._text_encoder import TextEncoder
 from saebench_plugins.metrics._windows import Window
@@ -27,6 +26,10 @@ class LlmConfig(LlmServer):
 
     type: Literal["llm"] = "llm"
     mode: Mode = Field("paper", description="paper: ten windows a call; detection: five, as Delphi.")
+
+    def identity(self) -> dict[str, Json]:
+        """Return what scores depend on."""
+        return {"type": self.type, "mode": self.mode, **super().identity()}
 
 
 class TokensConfig(Model):
@@ -63,6 +66,13 @@ class AutointerpConfig(MetricConfig):
     shuffled: bool = Field(True, description="Also test the description of another latent: the control.")
     seed: int = Field(42, description="Seed of latents and windows.")
 
+    def identity(self) -> dict[str, Any]:
+        """Return what scores depend on: of a language model neither its limits nor its key."""
+        data = super().identity()
+        if isinstance(self.judge, LlmConfig):
+            data["judge"] = self.judge.identity()
+        return data
+
     @property
     def sizes(self) -> Sizes:
         """How many windows are shown and tested."""
@@ -73,7 +83,7 @@ def judge_of(
     config: AutointerpConfig,
     model: ReadableModel,
     device: torch.device,
-    kept: Callable[[Ask, Sequence[Message], int], Reply],
+    ask: Ask,
 ) -> Judge:
     """Return the judge that a configuration names.
 
@@ -81,7 +91,7 @@ def judge_of(
         config: says who judges.
         model: gives tokens as text.
         device: where an encoder works.
-        kept: asks a language model, or gives what it answered before.
+        ask: asks a language model, or gives what it answered before.
 
     Raises:
         MissingPackageError: if it needs a package that is not installed.
@@ -93,7 +103,7 @@ def judge_of(
 
     judge = config.judge
     if isinstance(judge, LlmConfig):
-        return LlmJudge(partial(kept, LlmClient(judge).ask), texts, judge.mode)
+        return LlmJudge(ask, texts, judge.mode)
     if isinstance(judge, EmbeddingConfig):
         return EmbeddingJudge(texts, TextEncoder(judge.encoder, device).embed)
     return TokenJudge(texts)

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
@@ -17,9 +18,9 @@ from saebench_core import EditableModel, MetricContext, named_generator
 from saebench_plugins.metrics._entities import EntitySet
 from saebench_plugins.metrics._entity_answers import decided, gives
 
-__all__ = ["Asked", "Pair", "Prompt", "draw_pairs", "known_prompts", "responses"]
+__all__ = ["MAX_TOKENS", "Asked", "Pair", "Prompt", "draw_pairs", "known_prompts", "responses"]
 
-_MAX_TOKENS: Final = 1024
+MAX_TOKENS: Final = 1024
 _AT_ONCE: Final = 256
 _FIRST_WORDS: Final = 2
 _FILE: Final = "prompts.json"
@@ -95,7 +96,8 @@ def known_prompts(context: MetricContext, model: EditableModel, asked: Asked, en
             right = _answered(context, model, questions, asked.words, f"ravel: {entities.name}, {attribute}")
             (folder / _FILE).write_text(json.dumps([asdict(prompt) for prompt in right]), encoding="utf-8")
 
-        folder = context.product({"known prompts": [asdict(one) for one in questions], "words": asked.words}, build)
+        digest = sha256(json.dumps([asdict(one) for one in questions]).encode()).hexdigest()
+        folder = context.product({"known prompts": digest, "words": asked.words}, build)
         found += [Prompt(**fields) for fields in json.loads((folder / _FILE).read_text(encoding="utf-8"))]
     counts = Counter(prompt.entity for prompt in found)
     kept = set(sorted(counts, key=lambda entity: (-counts[entity], entity))[: asked.kept])
@@ -164,7 +166,7 @@ def responses(
     for count in (min(_FIRST_WORDS, words), words):
         if not left:
             break
-        tokens = model.tokenise([prompts[number].text for number in left], _MAX_TOKENS)
+        tokens = model.tokenise([prompts[number].text for number in left], MAX_TOKENS)
         states = None if edited is None else edited(left)
         ids = model.generate(tokens, count, site, states)
         for number, text, first in zip(left, model.words(ids), ids[:, 0].tolist(), strict=True):

@@ -7,13 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from saebench_core import InputError, Json, MissingPackageError, Model
 
 __all__ = ["Ask", "LlmClient", "LlmServer", "Message", "Reply"]
+
+OPENAI: Final = "https://api.openai.com/v1"
 
 Message = Mapping[str, str]
 """``role`` and ``content``."""
@@ -22,10 +24,10 @@ Message = Mapping[str, str]
 class LlmServer(Model):
     """Where a language model is asked, and how much."""
 
-    base_url: str | None = Field(None, description="Address of a server that speaks OpenAI's protocol; null: OpenAI's.")
+    base_url: str = Field(OPENAI, description="Address of a server that speaks OpenAI's protocol.")
     model: str = Field("gpt-4o-mini", description="Name of the model there.")
-    api_key_env: str = Field(
-        "OPENAI_API_KEY", description="Environment variable with the key; where a base_url is given it may be unset."
+    api_key_env: str | None = Field(
+        None, description="Environment variable with the key; by default OPENAI_API_KEY for OpenAI, none for others."
     )
     timeout: PositiveFloat = Field(60.0, description="Seconds that an answer may take.")
     max_retries: int = Field(5, ge=0, description="Further tries after errors 429 and 5xx and broken connections.")
@@ -37,6 +39,17 @@ class LlmServer(Model):
     price_output: NonNegativeFloat = Field(0.0, description="Dollars for a million tokens written.")
     replay_only: bool = Field(False, description="Ask nothing: only answers that are stored are used.")
     temperature: NonNegativeFloat = Field(0.0, description="Sampling temperature.")
+
+    @model_validator(mode="after")
+    def _priced(self) -> LlmServer:
+        if self.budget_usd is not None and not (self.price_input or self.price_output):
+            raise ValueError("a budget_usd needs price_input and price_output, dollars for a million tokens")
+        return self
+
+    @property
+    def key_name(self) -> str | None:
+        """Environment variable with the key; None where none is sent."""
+        return self.api_key_env or ("OPENAI_API_KEY" if self.base_url == OPENAI else None)
 
     def identity(self) -> dict[str, Json]:
         """Return what answers depend on: neither limits nor keys."""
@@ -72,57 +85,70 @@ class _Spent:
 
 
 class LlmClient:
-    """Asks, from any thread.
-
-    Raises:
-        MissingPackageError: if ``openai`` is not installed.
-        InputError: if OpenAI itself is meant and the key is not set.
-    """
+    """Asks, from any thread; connects when it is first asked."""
 
     def __init__(self, server: LlmServer) -> None:
+        self.server = server
+        self._spent = _Spent()
+        self._connected: Any = None
+
+    def ask(self, messages: Sequence[Message], max_tokens: int) -> Reply:
+        """Return the answer to messages.
+
+        Raises:
+            MissingPackageError: if ``openai`` is not installed.
+            InputError: if the key is not set, a limit is reached, or the server does not answer after all tries.
+        """
+        self._wait()
+        client = self._client()
+        import openai
+
+        listed: Any = [dict(message) for message in messages]
+        try:
+            raw: Any = client.chat.completions.with_raw_response.create(
+                model=self.server.model, messages=listed, max_tokens=max_tokens, temperature=self.server.temperature
+            )
+            answer = raw.parse()
+            choice, usage = answer.choices[0], answer.usage
+        except openai.OpenAIError as error:
+            raise InputError(self._failed(f"{type(error).__name__}: {error}")) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise InputError(self._failed("what came is no chat completion; is the base_url right?")) from error
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
+        self._count(tokens)
+        refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
+        return Reply(choice.message.content or "", refused, int(raw.retries_taken), tokens)
+
+    def _failed(self, why: str) -> str:
+        """Say that there is no answer; a key that a server echoes is not repeated."""
+        key = os.environ.get(self.server.key_name or "")
+        told = why.replace(key, "***") if key else why
+        return (
+            f"the judge {self.server.model!r} at {self.server.base_url} did not answer ({told}); "
+            "what it said before is kept: run again to go on"
+        )
+
+    def _client(self) -> Any:
+        with self._spent.lock:
+            if self._connected is None:
+                self._connected = self._connect()
+            return self._connected
+
+    def _connect(self) -> Any:
         try:
             import openai
         except ImportError as error:
             raise MissingPackageError(
                 "a language model as judge needs the package `openai`; pip install 'saebench-core[autointerp]'"
             ) from error
-        key = os.environ.get(server.api_key_env)
-        if not key and server.base_url is None:
-            raise InputError(f"the environment variable {server.api_key_env} is not set; it holds the key of the judge")
-        self.server = server
-        self._errors = openai.OpenAIError
-        self._client = openai.OpenAI(
-            api_key=key or "none", base_url=server.base_url, timeout=server.timeout, max_retries=server.max_retries
+        name = self.server.key_name
+        key = os.environ.get(name) if name else "none"
+        if not key:
+            raise InputError(f"the environment variable {name} is not set; it holds the key of the judge")
+        server = self.server
+        return openai.OpenAI(
+            api_key=key, base_url=server.base_url, timeout=server.timeout, max_retries=server.max_retries
         )
-        self._spent = _Spent()
-
-    def ask(self, messages: Sequence[Message], max_tokens: int) -> Reply:
-        """Return the answer to messages.
-
-        Raises:
-            InputError: if a limit is reached, or the server does not answer after all tries.
-        """
-        self._wait()
-        listed: Any = [dict(message) for message in messages]
-        try:
-            raw: Any = self._client.chat.completions.with_raw_response.create(
-                model=self.server.model,
-                messages=listed,
-                max_tokens=max_tokens,
-                temperature=self.server.temperature,
-            )
-            answer = raw.parse()
-        except self._errors as error:
-            raise InputError(
-                f"the judge {self.server.model!r} did not answer ({type(error).__name__}: {error}); what it said "
-                "before is kept: run again to go on"
-            ) from error
-        choice = answer.choices[0]
-        usage = answer.usage
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        self._count(tokens)
-        refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
-        return Reply(choice.message.content or "", refused, int(raw.retries_taken), tokens)
 
     def _wait(self) -> None:
         """Take a place in the queue of requests, or stop at a limit."""

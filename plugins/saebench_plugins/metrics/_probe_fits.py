@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,14 +10,13 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Final, Literal, NamedTuple, final
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from saebench_core import named_generator
-from saebench_plugins.metrics._pooled import Features
 from saebench_plugins.metrics._probes import Probe, Sizes
 
-__all__ = ["Fit", "Protocol", "ProtocolName", "protocol_of"]
+__all__ = ["Features", "Fit", "Protocol", "ProtocolName", "protocol_of"]
 
 ProtocolName = Literal["paper", "sae_probes", "sae_probes_l1"]
 _STEPS: Final = 1000
@@ -29,6 +29,33 @@ class Fit(NamedTuple):
     auc: float
     f1: float
     converged: bool
+
+
+class Features(NamedTuple):
+    """Features of a probe's items: arrays ``(items, features)`` of numpy, or scipy's sparse ones in rows."""
+
+    train: Any
+    test: Any
+
+    @classmethod
+    def of(cls, every: Any, probe: Probe) -> Features:
+        """Take a probe's items out of all."""
+        return cls(*(_rows(every, items) for items in (probe.train, probe.test)))
+
+    def columns(self, features: Sequence[int]) -> Features:
+        """Return a few features, dense."""
+        return Features(*(_dense(part[:, list(features)]) for part in self))
+
+
+def _rows(every: Any, items: Tensor) -> Any:
+    part = every[items.numpy()]
+    if hasattr(part, "indptr"):  # solvers with an L1 penalty take no longer indices
+        part.indices, part.indptr = part.indices.astype("int32"), part.indptr.astype("int32")
+    return part
+
+
+def _dense(part: Any) -> Any:
+    return part.toarray() if hasattr(part, "toarray") else part
 
 
 class Protocol(ABC):
@@ -47,45 +74,35 @@ class Protocol(ABC):
     last_token: ClassVar[bool]
 
     @abstractmethod
-    def scale(self, features: Features, probe: Probe) -> Float[Tensor, " features"] | None:
-        """Return what each feature is divided by before means are compared, or None."""
+    def scale(self, train: Any) -> Any:
+        """Return what each feature is divided by before means are compared."""
 
     @abstractmethod
-    def fit(self, train: Any, labels: Any, test: Any, truth: Any, generator: torch.Generator) -> Fit:
-        """Fit ``labels`` to the rows of ``train``, and test against ``truth``; arrays, or sparse ones."""
+    def fit(self, features: Features, labels: Any, truth: Any, generator: torch.Generator) -> Fit:
+        """Fit ``labels`` to the training items, and test against ``truth``."""
 
     @abstractmethod
     def tested(self, count: int, sizes: Sizes) -> int:
         """Return how many of a class's ``count`` items are kept for tests."""
 
-    def ranked(self, features: Features, probe: Probe, labels: Bool[Tensor, " train"], count: int) -> list[int]:
+    def ranked(self, train: Any, labels: Bool[Tensor, " train"], count: int) -> list[int]:
         """Return the features with the largest absolute difference of means; of equal ones the first."""
-        size = features.mean_difference(probe.train, labels).abs()
-        scale = self.scale(features, probe)
-        size = size if scale is None else size / scale
-        return size.sort(descending=True, stable=True).indices[:count].tolist()
+        positive = labels.to(torch.float64)
+        weights = positive / positive.sum() - (1 - positive) / (1 - positive).sum()
+        size = abs(train.T @ weights.numpy()) / self.scale(train)
+        return torch.from_numpy(size).sort(descending=True, stable=True).indices[:count].tolist()
 
-    def fit_columns(
-        self, columns: Float[Tensor, "items k"], probe: Probe, labels: Bool[Tensor, " train"], seed: int
-    ) -> Fit:
-        """Fit a probe to a few features of all items, with the probe's labels or one order of its permuted ones."""
-        return self._fitted(columns[probe.train].numpy(), columns[probe.test].numpy(), probe, labels, seed)
-
-    def fit_all(self, features: Features, probe: Probe, seed: int) -> Fit:
-        """Fit a probe to every feature."""
-        train, test = features.rows(probe.train), features.rows(probe.test)
-        return self._fitted(train, test, probe, probe.train_labels, seed)
+    def fitted(self, features: Features, probe: Probe, labels: Bool[Tensor, " train"], seed: int) -> Fit:
+        """Fit a probe, with its own labels or one order of its permuted ones."""
+        generator = named_generator(seed, "sparse_probing validation", probe.task, probe.label)
+        return self.fit(features, labels.numpy(), probe.test_labels.numpy(), generator)
 
     def fit_selected(
         self, features: Features, probe: Probe, labels: Bool[Tensor, " train"], k: Sequence[int], seed: int
     ) -> tuple[list[Fit], int]:
         """Select features by these labels, and fit a probe for each number of them; also return the first feature."""
-        rank = self.ranked(features, probe, labels, max(k))
-        return [self.fit_columns(features.columns(rank[:count]), probe, labels, seed) for count in k], rank[0]
-
-    def _fitted(self, train: Any, test: Any, probe: Probe, labels: Tensor, seed: int) -> Fit:
-        generator = named_generator(seed, "sparse_probing validation", probe.task, probe.label)
-        return self.fit(train, labels.numpy(), test, probe.test_labels.numpy(), generator)
+        rank = self.ranked(features.train, labels, max(k))
+        return [self.fitted(features.columns(rank[:count]), probe, labels, seed) for count in k], rank[0]
 
 
 @final
@@ -100,11 +117,11 @@ class _Paper(Protocol):
     def tested(self, count: int, sizes: Sizes) -> int:
         return round(count * sizes.test / (sizes.train + sizes.test))
 
-    def scale(self, features: Features, probe: Probe) -> Float[Tensor, " features"] | None:
-        return None
+    def scale(self, train: Any) -> Any:
+        return 1.0
 
-    def fit(self, train: Any, labels: Any, test: Any, truth: Any, generator: torch.Generator) -> Fit:
-        return _tested(_regression(train, labels, 1.0, "l2"), test, truth)
+    def fit(self, features: Features, labels: Any, truth: Any, generator: torch.Generator) -> Fit:
+        return _tested(_regression(features.train, labels, 1.0, "l2"), features.test, truth)
 
 
 class _SaeProbes(Protocol):
@@ -124,16 +141,18 @@ class _SaeProbes(Protocol):
 
     def tested(self, count: int, sizes: Sizes) -> int:
         """Leave to tests what training does not need, at least 50 items or half."""
-        return max(count - sizes.train // 2, min(self.fewest_tested, count // 2))
+        needed = math.ceil(sizes.train * max(sizes.positive_share, 1 - sizes.positive_share))
+        return max(count - needed, min(self.fewest_tested, count // 2))
 
-    def scale(self, features: Features, probe: Probe) -> Float[Tensor, " features"] | None:
-        return features.mean_active(probe.train) + 1e-6
+    def scale(self, train: Any) -> Any:
+        active = (train != 0).sum(axis=0)
+        return abs(train).sum(axis=0) / active.clip(min=1) + 1e-6
 
-    def fit(self, train: Any, labels: Any, test: Any, truth: Any, generator: torch.Generator) -> Fit:
+    def fit(self, features: Features, labels: Any, truth: Any, generator: torch.Generator) -> Fit:
         order = torch.randperm(len(labels), generator=generator, device="cpu").numpy()
-        train, labels = train[order], labels[order]
+        train, labels = features.train[order], labels[order]
         strength = self._best(train, labels) if len(labels) > 3 else 1.0
-        return _tested(_regression(train, labels, strength, self.penalty), test, truth)
+        return _tested(_regression(train, labels, strength, self.penalty), features.test, truth)
 
     def _best(self, train: Any, labels: Any) -> float:
         """Return the strength with the largest mean AUC over the validation parts; of equal ones the largest."""

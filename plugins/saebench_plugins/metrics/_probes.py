@@ -77,6 +77,8 @@ def _sample(groups: Groups, label: str, wanted: int, share: float) -> tuple[Tens
     positive = groups[label]
     size = min(wanted, math.floor(len(positive) / share), math.floor(len(negative) / (1 - share)))
     count = min(round(share * size), len(positive))
+    if count in (0, size):
+        size = count = 0  # one class alone asks nothing
     items = torch.tensor([*positive[:count], *negative[: size - count]], dtype=torch.int64)
     return items, torch.arange(len(items)) < count
 

@@ -14,12 +14,11 @@ from torch import Tensor
 from saebench_core import EditableModel, Json, MetricConfig, MetricContext, Prepared
 from saebench_plugins.metrics._entities import EntitySet, EntitySource
 from saebench_plugins.metrics._entity_swaps import Stage, record_states
-from saebench_plugins.metrics._known_prompts import Asked, Pair, Prompt, draw_pairs, known_prompts
+from saebench_plugins.metrics._known_prompts import MAX_TOKENS, Asked, Pair, Prompt, draw_pairs, known_prompts
 from saebench_plugins.metrics._swap_masks import Basis, Fitting, Neurons, Rotation
 
 __all__ = ["REFERENCES", "Attribute", "RavelConfig", "attributes_of", "fitting", "hard", "prepared_pairs", "why_not"]
 
-_MAX_TOKENS: Final = 1024
 _FEWEST: Final = 10
 """Pairs of each kind that an attribute needs for its test."""
 REFERENCES: Final = {
@@ -89,7 +88,7 @@ def prepared_pairs(
         drawn = {name: draw_pairs(prompts, name, config.pairs, config.seed) for name in kind.values}
         prompts, drawn = _used(prompts, drawn)
         if prompts:
-            recorded = record_states(model, context.site, prompts, _MAX_TOKENS)
+            recorded = record_states(model, context.site, prompts, MAX_TOKENS)
             tensors |= {f"{number}.{name}": tensor for name, tensor in recorded.items()}
         pairs: Json = {name: [asdict(pair) for pair in listed] for name, listed in drawn.items()}
         kinds.append({"name": kind.name, "prompts": [asdict(prompt) for prompt in prompts], "pairs": pairs})
@@ -155,7 +154,7 @@ def _bounds(references: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], 
     """Return floors and ceilings over the attributes where the site says something.
 
     Nothing changed is the floor of cause and of the mean, everything swapped that of isolation; the ceilings are the
-    other way round, and the rotation's mean.
+    other way round, and of the mean the best that was reached without an SAE, as a rule the rotation's.
     """
     kinds = sorted({row["kind"] for row in references if "rotation" in row})
     if not kinds:
@@ -171,7 +170,7 @@ def _bounds(references: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], 
         "isolation": mean("full_swap", "isolation"),
     }
     ceilings = {
-        "disentangled": mean("rotation", "disentangled"),
+        "disentangled": max(mean(name, "disentangled") for name in ("no_op", "neurons", "rotation")),
         "cause": mean("full_swap", "cause"),
         "isolation": mean("no_op", "isolation"),
     }

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saebench_core import Codes, SparseAutoencoder
+from saebench_core import Codes, SparseAutoencoder, named_generator
 
 __all__ = ["Basis", "Fitting", "Latents", "Neurons", "Rotation", "fit_mask"]
 
@@ -183,7 +183,7 @@ def fit_mask(
 
 
 def _batches(count: int, fitting: Fitting) -> Iterator[list[int]]:
-    generator = torch.Generator().manual_seed(fitting.seed)
+    generator = named_generator(fitting.seed, "swap masks")
     for _ in range(fitting.epochs):
         order = torch.randperm(count, generator=generator, device="cpu")
         for part in torch.split(order, fitting.batch_size):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saebench_core import LanguageModel, MetricContext, SparseAutoencoder, Split
+from saebench_core import LanguageModel, MetricContext, SparseAutoencoder, Split, TokenBatch
 from saebench_plugins.metrics._pooled import store_rows
 
 __all__ = ["Firing", "Recorded", "Window", "firing_of", "record", "window_counts"]
@@ -91,17 +91,24 @@ class Firing:
 
 
 def record(context: MetricContext, model: LanguageModel, split: Split, tokens: int) -> dict[str, Tensor]:
-    """Return tokens and activations of a split's first sequences, about so many tokens; fewer if it ends."""
+    """Return tokens and activations of a split's first sequences, about so many tokens; fewer if it ends.
+
+    A last sequence that is shorter than the others is left out.
+    """
     ids: list[Tensor] = []
     places: list[Tensor] = []
 
     def read() -> Iterator[Sequence[Tensor]]:
-        seen = 0
+        seen = asked = 0
         while seen < tokens:
-            batch = model.sequences(split, sum(map(len, ids)), _SEQUENCES)
-            if not len(batch.ids):
+            batch = model.sequences(split, asked, _SEQUENCES)
+            asked += len(batch.ids)
+            length = ids[0].shape[1] if ids else batch.ids.shape[1]
+            whole = batch.attention.sum(1) == length
+            if not whole.any() or batch.ids.shape[1] != length:
                 return
-            before = sum(map(len, ids)) * batch.ids.shape[1]
+            batch = TokenBatch(*(part[whole] for part in batch))
+            before = sum(map(len, ids)) * length
             ids.append(batch.ids.cpu())
             places.append(batch.kept.flatten().nonzero()[:, 0].cpu() + before)
             seen += batch.ids.numel()
@@ -109,17 +116,13 @@ def record(context: MetricContext, model: LanguageModel, split: Split, tokens: i
             yield [model.read(batch, context.site)]
 
     rows, _ = store_rows(read())
-    width = max(part.shape[1] for part in ids)
-    whole = [part for part in ids if part.shape[1] == width]  # a last sequence may be shorter
-    kept = sum(map(len, whole)) * width
-    found = torch.cat(places)
-    return {"ids": torch.cat(whole), "places": found[found < kept], "activations": rows[: int((found < kept).sum())]}
+    return {"ids": torch.cat(ids), "places": torch.cat(places), "activations": rows}
 
 
 def window_counts(sae: SparseAutoencoder, recorded: Recorded, width: int) -> Int[Tensor, " d_sae"]:
     """Return in how many windows each latent fires."""
-    counts = torch.zeros(sae.d_sae, dtype=torch.int64)
-    last = torch.zeros(0, dtype=torch.int64)  # keys of the window that the next part may go on with
+    counts = torch.zeros(sae.d_sae, dtype=torch.int64, device="cpu")
+    last = torch.zeros(0, dtype=torch.int64, device="cpu")  # keys of the window that the next part may go on with
     for windows, latents, _, _ in _entries(sae, recorded, width):
         keys: Tensor = torch.unique(windows * sae.d_sae + latents)
         keys = keys[~torch.isin(keys, last)]
@@ -131,7 +134,7 @@ def window_counts(sae: SparseAutoencoder, recorded: Recorded, width: int) -> Int
 
 def firing_of(sae: SparseAutoencoder, recorded: Recorded, width: int, latents: Sequence[int]) -> dict[int, Firing]:
     """Return where some latents fire."""
-    wanted = torch.zeros(sae.d_sae, dtype=torch.bool)
+    wanted = torch.zeros(sae.d_sae, dtype=torch.bool, device="cpu")
     wanted[list(latents)] = True
     parts = []
     for part in _entries(sae, recorded, width):
@@ -142,7 +145,7 @@ def firing_of(sae: SparseAutoencoder, recorded: Recorded, width: int, latents: S
     for latent in latents:
         own = owners == latent
         there, place = torch.unique(windows[own], return_inverse=True)
-        dense = torch.zeros(len(there), width)
+        dense = torch.zeros(len(there), width, device="cpu")
         dense[place, positions[own]] = values[own]
         order = dense.amax(1).sort(descending=True, stable=True).indices if len(there) else there
         found[latent] = Firing(there[order], dense[order])

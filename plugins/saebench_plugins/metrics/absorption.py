@@ -41,7 +41,7 @@ _SPARE: Final = 4  # many words are no single token
 class AbsorptionConfig(MetricConfig):
     """How much of a letter's direction is carried by other latents than those that stand for the letter.
 
-    An untrained SAE has no letter latents and little to absorb: read it beside sparse probing, never alone.
+    An untrained SAE has no letter latents and little to absorb, so that less is not better: no score has a direction.
     """
 
     type: Literal["absorption"] = "absorption"
@@ -67,17 +67,16 @@ class Absorption(Metric):
         share = "mean over letters of the mean over test words with the letter that the raw probe finds of"
         return {
             "fraction": ScoreInfo(
-                "lower",
+                "none",
                 "share",
                 0.0,
                 1.0,
                 "both",
                 f"{share} A / (A + M): M the main latents' part of the probe's direction, A that of at most 3 others",
                 _SOURCE,
-                headline=True,
             ),
             "full": ScoreInfo(
-                "lower",
+                "none",
                 "share",
                 0.0,
                 1.0,

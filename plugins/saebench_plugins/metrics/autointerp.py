@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, Final, Literal, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from saebench_core import (
     Backbone,
@@ -23,6 +24,7 @@ from saebench_core import (
     MetricSpec,
     NotApplicable,
     Observed,
+    PluginError,
     Prepared,
     ReadableModel,
     Score,
@@ -32,11 +34,12 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
-from saebench_plugins.metrics._interp_config import AutointerpConfig, LlmConfig, judge_of
+from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingConfig, LlmConfig, judge_of
 from saebench_plugins.metrics._interp_gallery import galleries
 from saebench_plugins.metrics._interp_judges import Judge, Mark
 from saebench_plugins.metrics._interp_samples import Sample, draw_latents, draw_sample
-from saebench_plugins.metrics._llm_client import Ask, Message, Reply
+from saebench_plugins.metrics._llm_client import LlmClient, Message, Reply
+from saebench_plugins.metrics._text_encoder import encoder_digest
 from saebench_plugins.metrics._windows import Recorded, Window, firing_of, record, window_counts
 
 __all__ = ["Autointerp"]
@@ -55,6 +58,8 @@ class Autointerp(Metric):
 
     def __init__(self, config: AutointerpConfig) -> None:
         self.config = config
+        # one for all cells of a run, which share its limits
+        self._client = LlmClient(config.judge) if isinstance(config.judge, LlmConfig) else None
         self._asks = isinstance(config.judge, LlmConfig)
         # a proxy's numbers go by its own name: they are no interpretability scores of a language model
         self._prefix = "" if self._asks else f"{config.judge.type}_"
@@ -88,19 +93,32 @@ class Autointerp(Metric):
             return None
         return NotApplicable("the backbone is no language model whose tokens can be read")
 
+    def fingerprint(self) -> Mapping[str, Json]:
+        """Return the digest of the encoder, where one judges."""
+        judge = self.config.judge
+        return {"encoder": encoder_digest(judge.encoder)} if isinstance(judge, EmbeddingConfig) else {}
+
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count every token's activation in fp32."""
         return self.config.tokens * (4 * description.sites[site] + 16)
 
     def prepare(self, context: MetricContext) -> Prepared:
-        """Record tokens and activations."""
-        tensors = record(context, _model(context), self.config.split, self.config.tokens)
+        """Record tokens and activations: once for all entries that look at as many of the same tokens."""
+        self._recorded(context)
         floors = {f"{self._prefix}{name}": 0.5 for name in ("accuracy", *(() if self._asks else ("auroc",)))}
-        return Prepared(tensors, {}, floors, {})
+        return Prepared({}, {}, floors, {})
+
+    def _recorded(self, context: MetricContext) -> Recorded:
+        def build(folder: Path) -> None:
+            found = record(context, _model(context), self.config.split, self.config.tokens)
+            save_file(found, folder / "recorded.safetensors")
+
+        key: dict[str, Json] = {"recorded": self.config.split, "tokens": self.config.tokens}
+        return Recorded.of(load_file(context.product(key, build) / "recorded.safetensors"))
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Draw latents and windows, describe, and test; every answer of a language model is kept."""
-        recorded, sizes = Recorded.of(prepared.tensors), self.config.sizes
+        recorded, sizes = self._recorded(context), self.config.sizes
         counts = window_counts(subject.sae, recorded, sizes.width)
         latents = draw_latents(counts, self.config.latents, sizes.fewest, self.config.seed)
         alive = float((counts >= sizes.fewest).to(torch.float64).mean())
@@ -157,12 +175,17 @@ class Autointerp(Metric):
     def _judge(self, context: MetricContext) -> Judge:
         """Return the judge; what a language model answers is asked once."""
 
-        def kept(ask: Ask, messages: Sequence[Message], max_tokens: int) -> Reply:
+        def kept(messages: Sequence[Message], max_tokens: int) -> Reply:
+            client = self._client
+            if client is None:
+                raise PluginError("autointerp: a proxy asks no language model")
+
             def build(folder: Path) -> None:
-                (folder / "reply.json").write_text(json.dumps(ask(messages, max_tokens)._asdict()), encoding="utf-8")
+                reply = client.ask(messages, max_tokens)
+                (folder / "reply.json").write_text(json.dumps(reply._asdict()), encoding="utf-8")
 
             said: Json = [dict(message) for message in messages]
-            key = {"judge": _identity(self.config), "messages": said, "max_tokens": max_tokens}
+            key = {"judge": client.server.identity(), "messages": said, "max_tokens": max_tokens}
             return Reply(**json.loads((context.product(key, build) / "reply.json").read_text(encoding="utf-8")))
 
         return judge_of(self.config, _model(context), context.device, kept)
@@ -192,10 +215,6 @@ def _model(context: MetricContext) -> ReadableModel:
     if not isinstance(model, ReadableModel):
         raise InputError("autointerp needs a language model whose tokens can be read")
     return model
-
-
-def _identity(config: AutointerpConfig) -> Json:
-    return config.judge.identity() if isinstance(config.judge, LlmConfig) else None
 
 
 def _others(count: int, seed: int) -> list[int]:
@@ -236,6 +255,6 @@ def register_metrics() -> list[MetricSpec]:
             build=Autointerp,
             summary="How well descriptions of latents tell where they fire: by a language model, or by proxies",
             source="Bills et al. 2023; Paulo et al. 2024",
-            depends=("scikit-learn",),
+            depends=("scikit-learn", "transformers"),
         )
     ]

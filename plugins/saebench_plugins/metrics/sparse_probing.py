@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Bool
-from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import (
@@ -19,7 +18,6 @@ from saebench_core import (
     Json,
     LanguageModel,
     Metric,
-    MetricConfig,
     MetricContext,
     MetricSpec,
     MissingPackageError,
@@ -33,11 +31,12 @@ from saebench_core import (
     VisionModel,
     hookimpl,
 )
-from saebench_plugins.metrics._pooled import DenseFeatures, Features, mean_rows, pool_codes, store_rows
-from saebench_plugins.metrics._probe_fits import Fit, Protocol, ProtocolName, protocol_of
+from saebench_plugins.metrics._pooled import mean_rows, pool_codes, store_rows
+from saebench_plugins.metrics._probe_fits import Features, Fit, Protocol, protocol_of
 from saebench_plugins.metrics._probes import Probe, Sizes, draw_probe, mean_over_tasks
+from saebench_plugins.metrics._probing_config import SparseProbingConfig
 from saebench_plugins.metrics._probing_items import FEWEST, Items, Task, image_items, text_items
-from saebench_plugins.metrics._probing_suites import Suite, suite_tables
+from saebench_plugins.metrics._probing_suites import suite_tables
 from saebench_plugins.metrics._random_projections import random_projections
 
 __all__ = ["SparseProbing", "SparseProbingConfig"]
@@ -46,48 +45,10 @@ _TENSORS: Final = ("train", "train_labels", "permuted", "test", "test_labels")
 _SOURCE: Final = "paper section 4.2; SAEBench sparse probing"
 
 
-class SparseProbingConfig(MetricConfig):
-    """Logistic regression on the k latents whose means differ most between a class and the rest.
-
-    Two protocols: ``paper`` averages codes over a text's tokens and fixes the strength of the regression;
-    ``sae_probes`` takes the last token, ranks latents in units of their mean activity, and chooses the strength on a
-    part of the training set (``sae_probes_l1``: with an L1 penalty).
-    """
-
-    type: Literal["sparse_probing"] = "sparse_probing"
-    k: tuple[PositiveInt, ...] = Field((1, 5), min_length=1, description="Numbers of latents in a probe.")
-    protocol: ProtocolName = Field("paper", description="How features are made, chosen and fitted.")
-    suite: Suite | None = Field(
-        None,
-        description="Tables that come with the metric. paper: eight groups from a hub; sae_probes: 113 binary sets of "
-        "that wheel, taken where neither suite nor tasks are given; safety: those of them on toxicity, hate, spam and "
-        "deception; languages: Debian's fortunes.",
-    )
-    tasks: tuple[TableSource, ...] = Field((), description="Labelled tables of texts; images bring their own labels.")
-    train_size: int | None = Field(None, ge=4, description="Training items of a probe; by default the protocol's.")
-    test_size: int | None = Field(None, ge=2, description="Test items of a probe, at most; by default the protocol's.")
-    positive_share: float = Field(0.5, gt=0, lt=1, description="Share of a probe's items that are of its class.")
-    max_tokens: PositiveInt | None = Field(
-        None, description="Tokens of a text that are read; by default the protocol's."
-    )
-    permutations: PositiveInt = Field(
-        5, description="Orders of the permuted labels; chance may select a telling latent with either sign."
-    )
-    seed: int = Field(42, description="Seed of the samples and of the permuted labels.")
-
-    @model_validator(mode="after")
-    def _one_name_each(self) -> SparseProbingConfig:
-        titles = [task.title for task in self.tasks]
-        for title in titles:
-            if titles.count(title) > 1:
-                raise ValueError(f"two tasks are called {title!r}; give each its own `name`")
-        if len(set(self.k)) < len(self.k):
-            raise ValueError(f"`k` has a number twice: {list(self.k)}")
-        return self
-
-
 class SparseProbing(Metric):
     """Pools codes over the tokens of a text (of an image), ranks latents on train, fits, tests."""
+
+    large_inputs = True
 
     def __init__(self, config: SparseProbingConfig) -> None:
         self.config = config
@@ -128,7 +89,21 @@ class SparseProbing(Metric):
 
     def _tables(self) -> tuple[TableSource, ...]:
         suite = self.config.suite or (None if self.config.tasks else "sae_probes")
-        return (*(suite_tables(suite) if suite else ()), *self.config.tasks)
+        tables = (*(suite_tables(suite) if suite else ()), *self.config.tasks)
+        titles = [table.title for table in tables]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise InputError(f"sparse_probing: a task and one of the suite are called {title!r}; name yours anew")
+        return tables
+
+    def _tables_if_there(self) -> tuple[TableSource, ...]:
+        """Return no table where the default suite's package is missing: the metric does not apply to texts then."""
+        try:
+            return self._tables()
+        except MissingPackageError:
+            if self.config.tasks or self.config.suite is not None:
+                raise
+            return ()
 
     @property
     def _sizes(self) -> Sizes:
@@ -143,20 +118,13 @@ class SparseProbing(Metric):
         """Count every token of every item as full; items of a task with several classes are counted once."""
         tokens = description.facts.get("tokens_per_image")
         each = 1 if self._protocol.last_token else self._max_tokens
-        if isinstance(tokens, int):
-            tables, each = 1, tokens
-        else:
-            tables = len(self._tables())
+        tables = 1 if isinstance(tokens, int) else len(self._tables_if_there())
+        each = tokens if isinstance(tokens, int) else each
         return tables * (self._sizes.train + self._sizes.test) * each * description.sites[site] * 4
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the tables."""
-        try:
-            return {table.title: table.fingerprint() for table in self._tables()}
-        except MissingPackageError:
-            if self.config.tasks or self.config.suite is not None:
-                raise
-            return {}  # the metric does not apply to texts then
+        return {table.title: table.fingerprint() for table in self._tables_if_there()}
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Draw the probes, read every item once, and probe the raw activations for the ceiling."""
@@ -177,12 +145,13 @@ class SparseProbing(Metric):
     def _prepared(
         self, probes: Sequence[Probe], activations: Tensor, offsets: Tensor, context: MetricContext
     ) -> Prepared:
-        raw = DenseFeatures(mean_rows(activations, offsets))
+        raw = mean_rows(activations, offsets).numpy()
         every: list[Fit] = []
         channels: list[list[Fit]] = []
         for number, probe in enumerate(probes):
-            every.append(self._protocol.fit_all(raw, probe, self.config.seed))
-            channels.append(self._selected(raw, probe, probe.train_labels)[0])
+            own = Features.of(raw, probe)
+            every.append(self._protocol.fitted(own, probe, probe.train_labels, self.config.seed))
+            channels.append(self._selected(own, probe, probe.train_labels)[0])
             context.progress("sparse_probing: raw activations", number + 1, len(probes))
         facts: dict[str, Json] = {
             "probes": [{"task": probe.task, "label": probe.label} for probe in probes],
@@ -226,7 +195,8 @@ class SparseProbing(Metric):
         for number, names in enumerate(listed):
             drawn = (tensors[f"{number}.{name}"] for name in _TENSORS)
             probes.append(Probe(names["task"], names["label"], *drawn))
-            found += self._answers(probes[-1], pooled, random, channels[number])
+            own = (Features.of(every, probes[-1]) for every in (pooled, random))
+            found += self._answers(probes[-1], *own, channels[number])
             context.progress("sparse_probing", number + 1, len(listed))
         return Scored(self._means(probes, found), {name: [row[name] for row in found] for name in found[0]})
 
@@ -234,7 +204,7 @@ class SparseProbing(Metric):
         self, probe: Probe, pooled: Features, random: Features, channels: Sequence[float]
     ) -> list[dict[str, Any]]:
         """Return a row for each number of latents."""
-        every = self._protocol.fit_all(pooled, probe, self.config.seed)
+        every = self._protocol.fitted(pooled, probe, probe.train_labels, self.config.seed)
         fits, latent = self._selected(pooled, probe, probe.train_labels)
         projected, _ = self._selected(random, probe, probe.train_labels)
         controls = [self._selected(pooled, probe, labels)[0] for labels in probe.permuted]

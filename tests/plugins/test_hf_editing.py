@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from saebench_plugins.backbones._hf_editing import pieces_of
 from saebench_plugins.backbones.hf_lm import HfLm, HfLmConfig
 
 from saebench_core import EditableModel, InputError
@@ -124,3 +125,24 @@ def test_characters_are_found_among_tokens(lm):
     assert found == ["w22", "w12"]
     with pytest.raises(InputError, match="no token of 'w1 w2' holds its character 2"):
         lm.locate(["w1 w2"], [2])
+
+
+def test_pieces_join_to_the_text(lm):
+    ids = lm.tokenise(["w1 w22 w3"], 16).ids[0]
+    pieces = lm.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == lm._tokens.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False)
+    assert pieces[-1].strip() == "w3"
+
+
+def test_a_character_of_several_tokens_goes_to_the_last():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)
+    ids = tokenizer("a é€", add_special_tokens=False)["input_ids"]
+    assert pieces_of(tokenizer, ids) == ["a", " ", "", "é", "", "", "€"]

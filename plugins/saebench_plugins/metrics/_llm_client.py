@@ -92,6 +92,16 @@ class LlmClient:
         self._spent = _Spent()
         self._connected: Any = None
 
+    def check(self) -> None:
+        """See that it could ask, without asking: package and key are there, or answers are replayed.
+
+        Raises:
+            MissingPackageError: if ``openai`` is not installed.
+            InputError: if the key is not set.
+        """
+        if not self.server.replay_only:
+            self._client()
+
     def ask(self, messages: Sequence[Message], max_tokens: int) -> Reply:
         """Return the answer to messages.
 

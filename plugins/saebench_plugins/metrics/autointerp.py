@@ -104,6 +104,8 @@ class Autointerp(Metric):
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Record tokens and activations: once for all entries that look at as many of the same tokens."""
+        if self._client is not None:
+            self._client.check()  # here, before hours of training, and not when the first latent is described
         self._recorded(context)
         floors = {f"{self._prefix}{name}": 0.5 for name in ("accuracy", *(() if self._asks else ("auroc",)))}
         return Prepared({}, {}, floors, {})

@@ -223,7 +223,7 @@ class ScoringContext:
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         """Return a product of the metric's own for this backbone and site, made if it is not there."""
-        where = {"backbone": dict(self.identity), "site": self.site, "scoring": core_digest("score")}
+        where: dict[str, Json] = {"backbone": dict(self.identity), "site": self.site, "scoring": core_digest("score")}
         return self.base.product({**where, "own": dict(config)}, build)
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:

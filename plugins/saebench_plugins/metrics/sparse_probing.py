@@ -195,8 +195,8 @@ class SparseProbing(Metric):
         for number, names in enumerate(listed):
             drawn = (tensors[f"{number}.{name}"] for name in _TENSORS)
             probes.append(Probe(names["task"], names["label"], *drawn))
-            own = (Features.of(every, probes[-1]) for every in (pooled, random))
-            found += self._answers(probes[-1], *own, channels[number])
+            own, projected = (Features.of(every, probes[-1]) for every in (pooled, random))
+            found += self._answers(probes[-1], own, projected, channels[number])
             context.progress("sparse_probing", number + 1, len(listed))
         return Scored(self._means(probes, found), {name: [row[name] for row in found] for name in found[0]})
 

@@ -12,10 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from pydantic import ValidationError
+from saebench_plugins.metrics._interp_answers import answered, auroc
 from saebench_plugins.metrics._interp_config import AutointerpConfig
-from saebench_plugins.metrics._interp_judges import EmbeddingJudge
+from saebench_plugins.metrics._interp_dialogues import DETECTION, PAPER, SAEBENCH, marked, read_list, read_numbers
+from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Mark
+from saebench_plugins.metrics._interp_peaks import Peaks, draw_peaks
 from saebench_plugins.metrics._interp_samples import Sizes, draw_latents, draw_sample
-from saebench_plugins.metrics._llm_judge import _marked, _parsed
 from saebench_plugins.metrics._windows import Firing, Recorded, Window, firing_of, record, window_counts
 from saebench_plugins.metrics.autointerp import Autointerp
 
@@ -89,8 +91,14 @@ def one_to_one(d_in=D_IN):
 
 
 def metric_of(judge=None, **options):
-    settings = {"tokens": 10_000, "width": WIDTH, "shown": 6, "tested": 20, "fewest": 4, **options}
-    return Autointerp(AutointerpConfig(**settings, **({"judge": judge} if judge else {})))
+    shuffled = {"shuffled": options.pop("shuffled")} if "shuffled" in options else {}
+    protocol = {"type": "paper", **options}
+    if protocol["type"] == "saebench":
+        protocol = {"around": 3, **protocol}
+    else:
+        protocol = {"width": WIDTH, "shown": 6, "tested": 20, "fewest": 4, **protocol}
+    judges = {"judge": judge} if judge else {}
+    return Autointerp(AutointerpConfig(tokens=10_000, protocol=protocol, **shuffled, **judges))
 
 
 def run(metric, sae, tmp_path, model=None, context=None):
@@ -164,7 +172,7 @@ def test_samples_are_balanced_disjoint_and_spread():
     values = torch.linspace(1, 0.1, 100)[:, None].repeat(1, WIDTH)
     firing = Firing(torch.arange(100) * 3, values)
     recorded = Recorded(torch.arange(400 * WIDTH).reshape(400, WIDTH), torch.arange(0), torch.zeros(0, 1))
-    sample = draw_sample(9, firing, recorded, Sizes(WIDTH, 15, 40, 5), 0)
+    sample = draw_sample(9, firing, recorded, Sizes(WIDTH, 15, 40), 0)
     assert [window.number for window in sample.shown] == [3 * place for place in range(15)]
     active = [window for window, fires in zip(sample.tested, sample.active, strict=True) if fires]
     silent = [window for window, fires in zip(sample.tested, sample.active, strict=True) if not fires]
@@ -175,12 +183,105 @@ def test_samples_are_balanced_disjoint_and_spread():
     tenths = sorted((window.number // 3 - 15) * 10 // 85 for window in active)
     assert tenths == sorted([*range(10)] * 2)
     assert list(sample.active) != sorted(sample.active)
-    again = draw_sample(9, firing, recorded, Sizes(WIDTH, 15, 40, 5), 0)
+    again = draw_sample(9, firing, recorded, Sizes(WIDTH, 15, 40), 0)
     assert [window.number for window in again.tested] == [window.number for window in sample.tested]
-    few = draw_sample(9, Firing(torch.arange(6), values[:6]), recorded, Sizes(WIDTH, 15, 40, 5), 0)
+    few = draw_sample(9, Firing(torch.arange(6), values[:6]), recorded, Sizes(WIDTH, 15, 40), 0)
     assert (len(few.shown), sum(few.active), len(few.tested)) == (3, 3, 6)
     everywhere = Firing(torch.arange(400), torch.ones(400, WIDTH))
-    assert not draw_sample(9, everywhere, recorded, Sizes(WIDTH, 15, 40, 5), 0).tested
+    assert not draw_sample(9, everywhere, recorded, Sizes(WIDTH, 15, 40), 0).tested
+
+
+def test_delphi_shows_windows_of_all_strengths_and_marks_tokens():
+    values = torch.zeros(100, WIDTH)
+    values[:, 2] = torch.linspace(1, 0.1, 100)
+    values[:, 3] = values[:, 2] / 2
+    values[:, 4] = values[:, 2] / 4
+    recorded = Recorded(torch.arange(400 * WIDTH).reshape(400, WIDTH), torch.arange(0), torch.zeros(0, 1))
+    sizes = Sizes(WIDTH, 20, 40, spread=True, fuzzed=True)
+    sample = draw_sample(9, Firing(torch.arange(100) * 3, values), recorded, sizes, 0)
+    assert sorted(window.number // 30 for window in sample.shown) == sorted([*range(10)] * 2)
+    assert [window.peak for window in sample.shown] == sorted((window.peak for window in sample.shown), reverse=True)
+    assert not {window.number for window in sample.tested} & {window.number for window in sample.shown}
+    for window, fires in zip(sample.tested, sample.active, strict=True):
+        if fires:
+            assert window.marks.nonzero()[:, 0].tolist() == [2, 3]  # a quarter of the largest is below 0.3
+        else:
+            assert window.marks.sum() == 2
+    places = {
+        tuple(window.marks.tolist()) for window, fires in zip(sample.tested, sample.active, strict=True) if not fires
+    }
+    assert len(places) > 5
+
+
+def peaks_of(codes, seed=0, **options):
+    sequences, length = codes.shape
+    recorded = Recorded(torch.arange(codes.numel()).reshape(sequences, length), torch.arange(0), torch.zeros(0, 1))
+    places = codes.view(-1).nonzero()[:, 0]
+    order = codes.view(-1)[places].argsort(descending=True, stable=True)
+    firing = Firing(places[order], codes.view(-1)[places[order]][:, None])
+    return draw_peaks(
+        3, firing, recorded, Peaks(**{"around": 3, "top": 4, "weighted": 5, "held": 2, "silent": 6} | options), seed
+    )
+
+
+def test_saebench_draws_windows_around_peaks():
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.where(torch.rand(40, 50, generator=draw) < 0.03, torch.rand(40, 50, generator=draw) + 0.1, 0)
+    codes[5, 20], codes[5, 22], codes[6, 1] = 9, 8, 7  # the second is too near to the first, the third to an end
+    sample = peaks_of(codes)
+    assert (len(sample.shown), len(sample.tested), sum(sample.active)) == (5, 10, 4)
+    every = [*sample.shown, *sample.tested]
+    assert all(len(window.ids) == len(window.values) == 7 for window in every)
+    assert all(3 <= window.number % 50 < 47 for window in every)
+    middles = {window.number for window in every}
+    assert len(middles) == 15
+    assert 5 * 50 + 20 in middles
+    assert not {5 * 50 + 22, 6 * 50 + 1} & middles
+    for window, fires in zip(sample.tested, sample.active, strict=True):
+        assert (window.peak > 0) == fires
+        assert int(window.ids[3]) == window.number
+    assert [window.peak for window in sample.shown] == sorted((window.peak for window in sample.shown), reverse=True)
+    again = peaks_of(codes)
+    assert [window.number for window in again.tested] == [window.number for window in sample.tested]
+    assert [window.number for window in peaks_of(codes, 1).tested] != [window.number for window in sample.tested]
+
+
+def test_saebench_draws_larger_codes_more_often():
+    codes = torch.zeros(70, 9)  # the last ten rows are silent
+    codes[:60, 4] = torch.tensor([1.0] * 30 + [3.0] * 30)
+    codes[0, 4], codes[30, 4] = 90, 50
+    others = [
+        window
+        for seed in range(400)
+        for window in peaks_of(codes, seed, top=2, held=1, weighted=1, silent=2).shown
+        if window.peak < 50
+    ]
+    assert len(others) == 400
+    share = sum(window.peak == 3 for window in others) / len(others)
+    assert share == pytest.approx(29 * 9 / (29 * 9 + 29), abs=0.05)
+    codes[30, 4] = 3  # as large as the lowest top window is none of the others
+    shown = [
+        window for seed in range(50) for window in peaks_of(codes, seed, top=2, held=1, weighted=1, silent=2).shown
+    ]
+    assert sum(window.peak == 1 for window in shown) == 50
+
+
+def test_saebench_does_without_latents_that_fire_too_seldom():
+    codes = torch.zeros(20, 9)
+    codes[0, 4] = codes[1, 4] = 1
+    assert not peaks_of(codes).tested
+    codes[2, 4] = 1
+    sample = peaks_of(codes)
+    assert (len(sample.shown), sum(sample.active)) == (1, 2)
+    assert not peaks_of(torch.ones(20, 9)).tested
+
+
+def test_faint_codes_are_not_marked():
+    codes = torch.zeros(20, 9)
+    codes[:3, 4] = torch.tensor([10.0, 9.0, 8.0])
+    codes[:3, 5] = 0.09
+    sample = peaks_of(codes, top=3, held=1)
+    assert all((window.values > 0).sum() == 1 for window in sample.shown)
 
 
 def test_latents_are_drawn_among_those_that_fire():
@@ -249,12 +350,17 @@ class Knows:
 
     def reply(self, messages):
         system, text = messages[0]["content"], messages[1]["content"]
-        if "<<" in system:
+        if "You are shown" in system:
             marked = [part.split(">>")[0].strip() for part in text.split("<<")[1:]]
             return "the word " + max(set(marked), key=marked.count)
         word = text.split("the word ")[1].split("\n")[0]
         lines = text.split("Excerpts:\n")[1].splitlines()
-        return json.dumps([int(word in line.split()) for line in lines])
+        if "<<" in "".join(lines):
+            return json.dumps([int(word in line.split("<<", 1)[1].split(">>")[0].split()) for line in lines])
+        there = [int(word in line.split()) for line in lines]
+        if "apart by commas" in system:
+            return ", ".join(str(number) for number, here in enumerate(there, 1) if here) or "None"
+        return json.dumps(there)
 
 
 @contextmanager
@@ -337,6 +443,39 @@ def test_a_language_model_judges_and_is_asked_once(tmp_path, monkeypatch):
     assert set(result.scores) == set(metric.scores())
 
 
+@pytest.mark.parametrize(
+    ("options", "asked", "floor"),
+    [
+        ({"type": "saebench", "latents": 4}, 4 * 3, 10 / 14),
+        ({"type": "delphi", "latents": 4}, 4 * (1 + 4 + 4), 0.5),
+        ({"type": "delphi", "scorer": "fuzzing", "latents": 4}, 4 * (1 + 4 + 4), 0.5),
+    ],
+)
+def test_other_protocols(tmp_path, options, asked, floor):
+    """One-hot tokens are told rightly; of shuffled descriptions the floor is right, or they name what is not there."""
+    knows = Knows()
+    only = SparseAutoencoder.start(
+        torch.eye(D_IN)[:, :VOCABULARY], torch.eye(D_IN)[:VOCABULARY], torch.zeros(D_IN), TopK(3), "none"
+    )
+    with server(knows) as url:
+        metric = metric_of(llm(url), **options)
+        result, prepared = run(metric, only, tmp_path)
+    assert len(knows.asked) == asked
+    assert first_scores(result)["accuracy"] == 1.0
+    assert first_scores(result)["balanced_accuracy"] == first_scores(result)["f1"] == 1.0
+    assert prepared.floors["accuracy"] == pytest.approx(floor)
+    assert result.scores["accuracy_shuffled"].value < 0.8
+    assert set(result.scores) == set(metric.scores())
+
+
+def test_proxies_follow_what_they_can():
+    for protocol in ({"type": "saebench"}, {"type": "delphi", "scorer": "fuzzing"}):
+        with pytest.raises(ValidationError, match="needs a judge of type llm, but it is tokens"):
+            AutointerpConfig(protocol=protocol)
+    scores = Autointerp(AutointerpConfig(protocol={"type": "delphi"})).scores()
+    assert "tokens_balanced_accuracy" in scores
+
+
 def first_scores(result):
     return {name: score.value for name, score in result.scores.items() if isinstance(score, Score)}
 
@@ -410,7 +549,8 @@ def test_what_scores_hang_on_is_neither_limit_nor_key():
     limits = {"max_requests": 3, "concurrency": 9, "replay_only": True, "api_key_env": "X", "timeout": 3}
     assert identity() == identity(**limits)
     assert identity() != identity(temperature=0.5)
-    assert identity() != identity(mode="detection")
+    judge = llm("http://localhost/v1")
+    assert AutointerpConfig(judge=judge, protocol={"type": "delphi"}).identity() != identity()
     with pytest.raises(ValidationError, match="price_input"):
         AutointerpConfig(judge=llm("http://localhost/v1", budget_usd=1))
 
@@ -443,8 +583,11 @@ def test_a_server_of_another_kind_is_named_and_keys_are_not_repeated(tmp_path, m
 
 
 def test_marks_stand_around_neighbours_that_fire():
-    window = Window(0, torch.arange(5), torch.tensor([0.0, 1.0, 2.0, 0.0, 1.0]))
-    assert _marked(["The", " cat", " sat", "\non", " mat"], window) == "The <<cat sat>> on <<mat>>"
+    pieces, values = ["The", " cat", " sat", "\non", " mat"], torch.tensor([0.0, 0.5, 2.0, 0.0, 0.4])
+    window = Window(0, torch.arange(5), values)
+    assert marked(pieces, values > 0) == "The <<cat sat>> on <<mat>>"
+    assert PAPER.show(pieces, window, 4.0) == "The <<cat sat>> on <<mat>>"
+    assert DETECTION.show(pieces, window, 4.0) == 'The cat <<sat>> on mat\n   (" cat", 1), (" sat", 5), (" mat", 1)'
 
 
 @pytest.mark.parametrize(
@@ -460,7 +603,41 @@ def test_marks_stand_around_neighbours_that_fire():
     ],
 )
 def test_lists_are_read_or_not(text, expected):
-    assert _parsed(text, 3) == expected
+    assert read_list(text, 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1, 3", [1, 0, 1]),
+        ("2.", [0, 1, 0]),
+        (" None. ", [0, 0, 0]),
+        ("3,3", [0, 0, 1]),
+        ("4", None),
+        ("0", None),
+        ("1 and 3", None),
+        ("1,", None),
+        ("", None),
+    ],
+)
+def test_numbers_are_read_or_not(text, expected):
+    assert read_numbers(text, 3) == expected
+
+
+def test_descriptions_are_taken_out_of_answers():
+    assert SAEBENCH.phrase('This neuron activates on the word "and" \n in lists.') == 'the word "and" in lists.'
+    assert SAEBENCH.phrase("verbs") == "verbs"
+    assert DETECTION.phrase("It is so.\n[EXPLANATION]: names of\ntowns") == "names of towns"
+
+
+def test_answers_by_hand():
+    marks = [Mark(True, None), Mark(False, None), Mark(None, None), Mark(True, None), Mark(False, None)]
+    found = answered(marks, [True, True, False, False, False])
+    assert found["accuracy"] == 2 / 5  # no answer is a wrong answer
+    assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert found["f1"] == pytest.approx(2 / (2 + 2 + 1))
+    assert auroc(marks, [True, True, False, False, False]) is None
+    assert auroc([Mark(True, 0.9), Mark(False, 0.2), Mark(False, 0.5)], [True, True, False]) == 0.5
 
 
 def save_tiny_bert(folder):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from saebench_core import Json, MetricConfig, Model, ReadableModel, Split
 from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Judge, TokenJudge
-from saebench_plugins.metrics._interp_samples import Sizes
+from saebench_plugins.metrics._interp_protocols import AnyProtocol, PaperProtocol
 from saebench_plugins.metrics._llm_client import Ask, LlmServer
-from saebench_plugins.metrics._llm_judge import LlmJudge, Mode
+from saebench_plugins.metrics._llm_judge import LlmJudge
 from saebench_plugins.metrics._text_encoder import TextEncoder
 from saebench_plugins.metrics._windows import Window
 
@@ -25,11 +25,10 @@ class LlmConfig(LlmServer):
     """A language model describes a latent, and tells from the description in which windows it fires."""
 
     type: Literal["llm"] = "llm"
-    mode: Mode = Field("paper", description="paper: ten windows a call; detection: five, as Delphi.")
 
     def identity(self) -> dict[str, Json]:
         """Return what scores depend on."""
-        return {"type": self.type, "mode": self.mode, **super().identity()}
+        return {"type": self.type, **super().identity()}
 
 
 class TokensConfig(Model):
@@ -48,23 +47,30 @@ class EmbeddingConfig(Model):
 class AutointerpConfig(MetricConfig):
     """How well a description of a latent tells where it fires (paper section 4.4).
 
-    A latent is described from the windows with its largest codes. The description is tested on others: half of them
-    have the latent, from every tenth by size of code; in the other half it is silent. Chance is one half.
+    A latent is described from windows in which it fires, those with its largest codes in the paper's protocol. The
+    description is tested on others: half of them have the latent, from every tenth by size of code; in the other half
+    it is silent. SAEBench's protocol tests four with the latent and ten without.
     """
 
     type: Literal["autointerp"] = "autointerp"
     judge: Annotated[LlmConfig | TokensConfig | EmbeddingConfig, Field(discriminator="type")] = Field(
         TokensConfig(), description="Who describes and tells: llm, or the proxies tokens and embedding."
     )
-    latents: PositiveInt = Field(200, description="Latents that are asked about, drawn among those that fire.")
+    protocol: AnyProtocol = Field(PaperProtocol(), description="How windows are drawn and asked about.")
     tokens: PositiveInt = Field(500_000, description="Tokens of the corpus that are looked at.")
     split: Split = Field("evaluation", description="Part of the corpus.")
-    width: int = Field(32, ge=4, description="Tokens of a window.")
-    shown: PositiveInt = Field(15, description="Windows that a description is made from.")
-    tested: int = Field(100, ge=2, description="Windows that it is tested on.")
-    fewest: int = Field(10, ge=2, description="Windows in which a latent must fire; those with fewer count as dead.")
     shuffled: bool = Field(True, description="Also test the description of another latent: the control.")
     seed: int = Field(42, description="Seed of latents and windows.")
+
+    @model_validator(mode="after")
+    def _judge_can(self) -> AutointerpConfig:
+        if self.protocol.needs_llm and self.judge.type != "llm":
+            protocol = self.protocol.type if self.protocol.type != "delphi" else f"delphi ({self.protocol.scorer})"
+            raise ValueError(
+                f"the protocol {protocol} needs a judge of type llm, but it is {self.judge.type}; proxies follow the "
+                "protocols paper and delphi (detection)"
+            )
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Return what scores depend on: of a language model neither its limits nor its key."""
@@ -72,11 +78,6 @@ class AutointerpConfig(MetricConfig):
         if isinstance(self.judge, LlmConfig):
             data["judge"] = self.judge.identity()
         return data
-
-    @property
-    def sizes(self) -> Sizes:
-        """How many windows are shown and tested."""
-        return Sizes(self.width, self.shown, self.tested, self.fewest)
 
 
 def judge_of(
@@ -103,7 +104,7 @@ def judge_of(
 
     judge = config.judge
     if isinstance(judge, LlmConfig):
-        return LlmJudge(ask, texts, judge.mode)
+        return LlmJudge(ask, texts, config.protocol.dialogue)
     if isinstance(judge, EmbeddingConfig):
         return EmbeddingJudge(texts, TextEncoder(judge.encoder, device).embed)
     return TokenJudge(texts)

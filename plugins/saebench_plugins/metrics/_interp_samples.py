@@ -1,18 +1,21 @@
-"""Which windows a latent is described from, and which its description is tested on."""
+"""Which windows of a grid a latent is described from, and which its description is tested on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
+from statistics import fmean
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from saebench_core import named_generator
+from saebench_plugins.metrics._interp_dialogues import BRIGHT
 from saebench_plugins.metrics._windows import Firing, Recorded, Window
 
-__all__ = ["Sample", "Sizes", "draw_latents", "draw_sample"]
+__all__ = ["Sample", "Sizes", "draw_latents", "draw_sample", "mixed"]
 
 _GROUPS: Final = 10
 
@@ -23,15 +26,17 @@ class Sizes:
 
     Attributes:
         width: tokens of a window.
-        shown: windows that a description is made from, those with the largest codes.
+        shown: windows that a description is made from.
         tested: windows that it is tested on, half of them with the latent.
-        fewest: windows in which a latent must fire to be asked about.
+        spread: whether what is shown is drawn from every tenth by size of code; else it is the largest.
+        fuzzed: whether tested windows have marks: where the latent fires, or at random where it is silent.
     """
 
     width: int
     shown: int
     tested: int
-    fewest: int
+    spread: bool = False
+    fuzzed: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Sample:
 
     Attributes:
         latent: its number.
-        shown: those with the largest codes, largest first.
+        shown: those that it is described from, the largest code first.
         tested: others, in random order.
         active: of each tested one, whether the latent fires there.
     """
@@ -52,36 +57,59 @@ class Sample:
 
 
 def draw_latents(counts: Tensor, count: int, fewest: int, seed: int) -> list[int]:
-    """Return random latents that fire in enough windows, by number; fewer if there are not so many."""
+    """Return random latents that fire often enough, by number; fewer if there are not so many."""
     alive = (counts >= fewest).nonzero()[:, 0]
     order = torch.randperm(len(alive), generator=named_generator(seed, "autointerp latents"), device="cpu")
     return sorted(alive[order[:count]].tolist())
 
 
 def draw_sample(latent: int, firing: Firing, recorded: Recorded, sizes: Sizes, seed: int) -> Sample:
-    """Return a latent's windows: the largest to describe it; then as many of each tenth of the others, and silent ones.
+    """Return a latent's windows: some to describe it; then as many of each tenth of the others, and silent ones.
 
     Where a latent fires in few windows, half of them at most are shown, so that others are left to test.
     """
     generator = named_generator(seed, "autointerp windows", str(latent))
-    shown = min(sizes.shown, len(firing.windows) // 2)
+    places = list(range(len(firing.windows)))
+    wanted = min(sizes.shown, len(places) // 2)
+    shown = sorted(_spread(len(places), wanted, generator)) if sizes.spread else places[:wanted]
+    free = sorted(set(places) - set(shown))
     silent = _silent(firing, recorded.count(sizes.width), sizes.tested // 2, generator)
-    wanted = min(len(silent), len(firing.windows) - shown)
-    chosen = [shown + place for place in _spread(len(firing.windows) - shown, wanted, generator)]
-    silent = silent[:wanted]
+    wanted = min(len(silent), len(free))
+    chosen = [free[place] for place in _spread(len(free), wanted, generator)]
 
     def window(place: int) -> Window:
         number = int(firing.windows[place])
         return Window(number, recorded.tokens(number, sizes.width), firing.values[place])
 
-    tested = [(window(place), True) for place in chosen]
-    nothing = torch.zeros(sizes.width)
-    tested += [(Window(number, recorded.tokens(number, sizes.width), nothing), False) for number in silent]
-    order = torch.randperm(len(tested), generator=generator, device="cpu").tolist()
-    mixed = [tested[place] for place in order]
-    return Sample(
-        latent, [window(place) for place in range(shown)], [one for one, _ in mixed], [active for _, active in mixed]
-    )
+    nothing = torch.zeros(sizes.width, device="cpu")
+    active = [window(place) for place in chosen]
+    quiet = [Window(number, recorded.tokens(number, sizes.width), nothing) for number in silent[:wanted]]
+    if sizes.fuzzed and active:
+        active, quiet = _fuzzed(active, quiet, generator)
+    return mixed(latent, [window(place) for place in shown], active, quiet, generator)
+
+
+def mixed(
+    latent: int, shown: Sequence[Window], active: Sequence[Window], silent: Sequence[Window], draw: torch.Generator
+) -> Sample:
+    """Return a sample whose tested windows stand in random order."""
+    tested = [*((window, True) for window in active), *((window, False) for window in silent)]
+    order = torch.randperm(len(tested), generator=draw, device="cpu").tolist()
+    return Sample(latent, shown, [tested[place][0] for place in order], [tested[place][1] for place in order])
+
+
+def _fuzzed(
+    active: Sequence[Window], silent: Sequence[Window], generator: torch.Generator
+) -> tuple[list[Window], list[Window]]:
+    """Mark the larger codes, and elsewhere as many random tokens as are marked there on average."""
+    right = [replace(window, marks=window.values > BRIGHT * window.peak) for window in active]
+    count = ceil(fmean(int((window.values > BRIGHT * window.peak).sum()) for window in active))
+    wrong = []
+    for window in silent:
+        marks = torch.zeros(len(window.ids), dtype=torch.bool, device="cpu")
+        marks[torch.randperm(len(marks), generator=generator, device="cpu")[:count]] = True
+        wrong.append(replace(window, marks=marks))
+    return right, wrong
 
 
 def _spread(count: int, wanted: int, generator: torch.Generator) -> list[int]:
@@ -97,7 +125,7 @@ def _spread(count: int, wanted: int, generator: torch.Generator) -> list[int]:
 
 def _silent(firing: Firing, windows: int, wanted: int, generator: torch.Generator) -> list[int]:
     """Draw windows in which the latent does not fire."""
-    free = torch.ones(windows, dtype=torch.bool)
+    free = torch.ones(windows, dtype=torch.bool, device="cpu")
     free[firing.windows] = False
     places = free.nonzero()[:, 0]
     order = torch.randperm(len(places), generator=generator, device="cpu")[:wanted]

@@ -65,11 +65,13 @@ class Window:
         number: which window it is.
         ids: its tokens.
         values: a latent's code at each token.
+        marks: tokens of which is asked whether the latent fires there; None where the whole window is asked about.
     """
 
     number: int
     ids: Int[Tensor, " width"]
     values: Float[Tensor, " width"]
+    marks: Bool[Tensor, " width"] | None = None
 
     @property
     def peak(self) -> float:

@@ -34,10 +34,11 @@ from saebench_core import (
     hookimpl,
     named_generator,
 )
+from saebench_plugins.metrics._interp_answers import answered, auroc
 from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingConfig, LlmConfig, judge_of
 from saebench_plugins.metrics._interp_gallery import galleries
-from saebench_plugins.metrics._interp_judges import Judge, Mark
-from saebench_plugins.metrics._interp_samples import Sample, draw_latents, draw_sample
+from saebench_plugins.metrics._interp_judges import Judge
+from saebench_plugins.metrics._interp_samples import Sample, draw_latents
 from saebench_plugins.metrics._llm_client import LlmClient, Message, Reply
 from saebench_plugins.metrics._text_encoder import encoder_digest
 from saebench_plugins.metrics._windows import Recorded, Window, firing_of, record, window_counts
@@ -69,14 +70,17 @@ class Autointerp(Metric):
         of = "share of tested windows of which it is said rightly whether the latent fires, mean over latents"
         found = {
             "accuracy": self._info("higher", of if self._asks else f"{of}; a proxy, no language model", headline=True),
-            "above_0.7": self._info("higher", "share of latents with an accuracy above 0.7"),
+            "above_0.7": self._info("higher", "share of latents with a balanced accuracy above 0.7"),
             "yield": self._info("higher", "share of all latents that fire, times the share of them above 0.7"),
             "accuracy_shuffled": self._info("none", f"{of}, by the description of another latent"),
         }
         if not self._asks:
             found["auroc"] = self._info("higher", "area under the ROC curve of the windows' scores, mean over latents")
+        if self.config.protocol.type != "paper":  # where half is active and half is not it is the accuracy
+            found["balanced_accuracy"] = self._info("higher", "(true positive rate + true negative rate) / 2, mean")
+            found["f1"] = self._info("higher", "2 true positives / (2 true positives + false ones of both kinds), mean")
         names = {f"{self._prefix}{name}": info for name, info in found.items()}
-        names["alive"] = self._info("none", "share of latents that fire in enough windows to be asked about")
+        names["alive"] = self._info("none", "share of latents that fire often enough to be asked about")
         if self._asks:
             for name in _COUNTS:
                 names[name] = ScoreInfo(
@@ -107,8 +111,10 @@ class Autointerp(Metric):
         if self._client is not None:
             self._client.check()  # here, before hours of training, and not when the first latent is described
         self._recorded(context)
-        floors = {f"{self._prefix}{name}": 0.5 for name in ("accuracy", *(() if self._asks else ("auroc",)))}
-        return Prepared({}, {}, floors, {})
+        floors = {"accuracy": self.config.protocol.chance} | ({} if self._asks else {"auroc": 0.5})
+        if self.config.protocol.type != "paper":
+            floors["balanced_accuracy"] = 0.5
+        return Prepared({}, {}, {f"{self._prefix}{name}": floor for name, floor in floors.items()}, {})
 
     def _recorded(self, context: MetricContext) -> Recorded:
         def build(folder: Path) -> None:
@@ -120,20 +126,21 @@ class Autointerp(Metric):
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Draw latents and windows, describe, and test; every answer of a language model is kept."""
-        recorded, sizes = self._recorded(context), self.config.sizes
-        counts = window_counts(subject.sae, recorded, sizes.width)
-        latents = draw_latents(counts, self.config.latents, sizes.fewest, self.config.seed)
-        alive = float((counts >= sizes.fewest).to(torch.float64).mean())
-        firing = firing_of(subject.sae, recorded, sizes.width, latents)
-        drawn = [draw_sample(latent, firing[latent], recorded, sizes, self.config.seed) for latent in latents]
+        recorded, protocol = self._recorded(context), self.config.protocol
+        counts = window_counts(subject.sae, recorded, protocol.span)
+        latents = draw_latents(counts, protocol.latents, protocol.fewest, self.config.seed)
+        alive = float((counts >= protocol.fewest).to(torch.float64).mean())
+        firing = firing_of(subject.sae, recorded, protocol.span, latents)
+        drawn = [protocol.sample(latent, firing[latent], recorded, self.config.seed) for latent in latents]
         samples = [sample for sample in drawn if sample.tested]
         if not samples:
-            reason = f"no latent fires in {sizes.fewest} windows and is silent in others"
+            where = "tokens" if protocol.span == 1 else "windows"
+            reason = f"no latent fires at {protocol.fewest} {where} and is silent at others"
             found: dict[str, Score | NotApplicable] = dict.fromkeys(self.scores(), NotApplicable(reason))
             return Scored({**found, "alive": Score(alive, len(counts))})
         rows = self._rows(samples, self._judge(context), context)
         for row, sample in zip(rows, samples, strict=True):
-            row["windows"] = int(counts[sample.latent])
+            row["places"] = int(counts[sample.latent])
         return Scored(self._means(rows, alive, len(counts)), {name: [row[name] for row in rows] for name in rows[0]})
 
     def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
@@ -150,15 +157,15 @@ class Autointerp(Metric):
             row = {
                 "latent": sample.latent,
                 "description": described[number].text,
-                "accuracy": _accuracy(marks, sample.active),
-                "auroc": _auroc(marks, sample.active),
+                **answered(marks, sample.active),
+                "auroc": auroc(marks, sample.active),
                 "shuffled": None,
                 "contexts": _contexts(sample.shown, _model(context)),
             }
             tallies = Counter(described[number].tally) + Counter(tally)
             if self.config.shuffled and len(samples) > 1:
                 marks, tally = judge.marks(described[others[number]], sample.tested)
-                row["shuffled"] = _accuracy(marks, sample.active)
+                row["shuffled"] = answered(marks, sample.active)["accuracy"]
                 tallies += Counter(tally)
             return row | {name: float(tallies[name]) for name in _COUNTS}
 
@@ -193,7 +200,7 @@ class Autointerp(Metric):
         return judge_of(self.config, _model(context), context.device, kept)
 
     def _means(self, rows: Sequence[Mapping[str, Any]], alive: float, d_sae: int) -> dict[str, Score | NotApplicable]:
-        n, good = len(rows), fmean(row["accuracy"] > _GOOD for row in rows)
+        n, good = len(rows), fmean(row["balanced_accuracy"] > _GOOD for row in rows)
         shuffled = [row["shuffled"] for row in rows if row["shuffled"] is not None]
         own: dict[str, Score | NotApplicable] = {
             "accuracy": Score(fmean(row["accuracy"] for row in rows), n),
@@ -203,8 +210,9 @@ class Autointerp(Metric):
             if shuffled
             else NotApplicable("no description of another latent was tested"),
         }
-        if not self._asks:
-            own["auroc"] = Score(fmean(row["auroc"] for row in rows), n)
+        means = [] if self._asks else ["auroc"]
+        means += [] if self.config.protocol.type == "paper" else ["balanced_accuracy", "f1"]
+        own |= {name: Score(fmean(row[name] for row in rows), n) for name in means}
         scores = {f"{self._prefix}{name}": value for name, value in own.items()}
         scores["alive"] = Score(alive, d_sae)
         if self._asks:
@@ -224,18 +232,6 @@ def _others(count: int, seed: int) -> list[int]:
     order = torch.randperm(count, generator=named_generator(seed, "autointerp shuffled"), device="cpu").tolist()
     after = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     return [after[number] for number in range(count)]
-
-
-def _accuracy(marks: Sequence[Mark], active: Sequence[bool]) -> float:
-    """Return the share that is right; what could not be read is wrong."""
-    return fmean(mark.active == truth for mark, truth in zip(marks, active, strict=True))
-
-
-def _auroc(marks: Sequence[Mark], active: Sequence[bool]) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
-    scores = [mark.score for mark in marks]
-    return None if None in scores else float(roc_auc_score(list(active), scores))
 
 
 def _contexts(shown: Sequence[Window], model: ReadableModel) -> str:

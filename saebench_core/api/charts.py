@@ -15,7 +15,7 @@ from saebench_core.report import drift_charts, is_trained
 from saebench_core.results import CellRecord, CellResult
 from saebench_core.training.drift import BINS, LOWEST
 
-__all__ = ["charts_of", "galleries_of"]
+__all__ = ["charts_of", "galleries_of", "latents_to_rate"]
 
 _T = TypeVar("_T")
 
@@ -30,6 +30,11 @@ def charts_of(opened: Opened, records: Sequence[CellRecord]) -> tuple[list[Chart
 def galleries_of(opened: Opened, records: Sequence[CellRecord]) -> tuple[list[Gallery], list[str]]:
     """Return the texts in which latents fire, of what a workdir has, and why a metric could not show its own."""
     return _of_items(opened, records, "galleries", lambda metric, found: metric.galleries(found))
+
+
+def latents_to_rate(opened: Opened, records: Sequence[CellRecord], count: int) -> tuple[list[Gallery], list[str]]:
+    """Return so many random latents of each SAE for people to rate, and why a metric could not give its own."""
+    return _of_items(opened, records, "to_rate", lambda metric, found: metric.to_rate(found, count))
 
 
 def _of_items(

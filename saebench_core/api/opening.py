@@ -59,6 +59,11 @@ class Opened:
         """Sweeps of the workdir."""
         return Journal(self.workdir)
 
+    @property
+    def slug(self) -> str:
+        """The registry's name as a part of file names."""
+        return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in self.registry.name)
+
     def records(self) -> list[CellRecord]:
         """Return what every cell has so far."""
         return collect_records(self.plan, self.store, self.failures, self.workdir)

@@ -92,8 +92,7 @@ def report(
     from saebench_core.report import write_html
 
     work = opened(registry, workdir, settings, only, device)
-    slug = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in work.registry.name)
-    path = (work.workdir / (output or Path("reports") / f"{slug}.html")).resolve()
+    path = (work.workdir / (output or Path("reports") / f"{work.slug}.html")).resolve()
     if not path.is_relative_to(work.workdir.resolve()):
         raise InputError(
             f"--output {output}: lies outside the workdir {work.workdir}; give a path below it, or another --workdir"

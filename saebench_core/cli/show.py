@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from saebench_core.api import Opened
+from saebench_core.api import Opened, Rated
 from saebench_core.api.progress import duration, size
 from saebench_core.report import show
 from saebench_core.results import CellRecord
 
-__all__ = ["descriptions", "print_comparison", "print_plan", "print_status"]
+__all__ = ["descriptions", "print_comparison", "print_plan", "print_ratings", "print_status"]
 
 
 def descriptions(work: Opened) -> dict[str, str]:
@@ -110,3 +111,26 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     place = f"on {environment.device}" + (f", model backbones in {environment.backbone_dtype}" if models else "")
     text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
     console.print(text, highlight=False)
+
+
+def print_ratings(found: Rated) -> None:
+    """Print how people rated latents, trained beside twins."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("constraint")
+    for name in ("latents", "mean of 1 to 5", "rated 4 or 5", "trained - this", "95 % interval"):
+        table.add_column(name, justify="right")
+    group = None
+    for row in found.rows:
+        if row.group != group:
+            group = row.group
+            table.add_row(f"[bold]{escape(group)}[/bold]")
+        gap = "" if row.gap is None else f"{row.gap:+.2f}"
+        interval = "" if row.interval is None else f"{row.interval[0]:+.2f} to {row.interval[1]:+.2f}"
+        table.add_row(escape(row.constraint), str(row.latents), f"{row.mean:.2f}", f"{row.clear:.0%}", gap, interval)
+    console.print(table, highlight=False)
+    people = "one person" if found.raters == 1 else f"{found.raters} people"
+    apart = "" if found.apart is None else f"; two ratings of a latent are {found.apart:.2f} apart on average"
+    console.print(f"sheet {found.sheet}, {people}{apart}", highlight=False)
+    if found.rank_correlation is not None:
+        console.print(f"rank correlation with the metric's scores: {found.rank_correlation:+.2f}", highlight=False)

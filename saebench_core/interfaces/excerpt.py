@@ -41,12 +41,14 @@ class Card:
         text: what it is said to stand for; may be empty.
         note: its score, in words.
         excerpts: where it fires.
+        score: its score as a number, the larger the better; None where it has none.
     """
 
     title: str
     text: str
     note: str
     excerpts: tuple[Excerpt, ...]
+    score: float | None = None
 
 
 @final

@@ -176,6 +176,10 @@ class Metric(ABC):
         """Return texts in which latents of a sweep's cells fire, for the report."""
         return ()
 
+    def to_rate(self, found: Sequence[Observed], count: int) -> Sequence[Gallery]:
+        """Return so many latents of each SAE, drawn at random whatever their scores, for people to rate blind."""
+        return ()
+
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the contents that the metric reads beside its configuration, such as files."""
         return {}

@@ -726,3 +726,14 @@ def test_the_report_shows_latents_of_trained_saes_beside_twins(tmp_path):
     excerpt = cards[0].excerpts[0]
     assert max(excerpt.strengths) == 1.0
     assert len(excerpt.pieces) == len(excerpt.strengths) == WIDTH
+
+
+def test_latents_to_rate_are_drawn_whatever_their_scores(tmp_path):
+    result, _ = run(metric_of(latents=20), one_to_one(), tmp_path)
+    cell = Observed("lm", "s", "topk", "trained", 3.0, 0, True, result.items)
+    (gallery,) = metric_of().to_rate([cell], 12)
+    cards = gallery.columns[0].cards
+    assert len({card.title for card in cards}) == 12
+    scores = dict(zip(result.items["latent"], result.items["accuracy"], strict=True))
+    assert all(card.score == scores[int(card.title.removeprefix("latent "))] for card in cards)
+    assert [card.score for card in cards] != sorted((card.score for card in cards), reverse=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 
 from saebench_core import Card, Column, Excerpt, Gallery, Observed, named_generator
 
-__all__ = ["galleries"]
+__all__ = ["drawn_latents", "galleries"]
 
 _BEST: Final = 3
 _RANDOM: Final = 3
@@ -18,28 +18,48 @@ _RANDOM: Final = 3
 
 def galleries(found: Sequence[Observed], seed: int) -> list[Gallery]:
     """Return a gallery for each backbone, site, architecture and L0; of every constraint the first seed there is."""
-    groups: dict[tuple[str, str, str, float | None], dict[str, Observed]] = {}
-    for cell in sorted(found, key=lambda cell: (not cell.trained, cell.seed)):
-        place = (cell.backbone, cell.site, cell.architecture, cell.l0)
-        groups.setdefault(place, {}).setdefault(cell.constraint, cell)
     caption = (
         f"{_BEST} of the latents told best, then {_RANDOM} of those asked about at random; marked where the latent "
         "fires, the stronger the larger its code. Windows are those with the largest codes."
     )
+
+    def cards(cell: Observed) -> tuple[Card, ...]:
+        best = sorted(_rows(cell), key=lambda row: (-row["accuracy"], row["latent"]))[:_BEST]
+        random = _drawn(cell, _RANDOM, seed)
+        return (*(_card(row, ", told best") for row in best), *(_card(row, ", at random") for row in random))
+
+    return _side_by_side(found, caption, cards)
+
+
+def drawn_latents(found: Sequence[Observed], count: int, seed: int) -> list[Gallery]:
+    """Return galleries of so many random latents of each SAE."""
+    caption = "Marked where the latent fires, the stronger the larger its code."
+    return _side_by_side(found, caption, lambda cell: tuple(_card(row, "") for row in _drawn(cell, count, seed)))
+
+
+def _side_by_side(
+    found: Sequence[Observed], caption: str, cards: Callable[[Observed], tuple[Card, ...]]
+) -> list[Gallery]:
+    groups: dict[tuple[str, str, str, float | None], dict[str, Observed]] = {}
+    for cell in sorted(found, key=lambda cell: (not cell.trained, cell.seed)):
+        place = (cell.backbone, cell.site, cell.architecture, cell.l0)
+        groups.setdefault(place, {}).setdefault(cell.constraint, cell)
     result = []
     for (backbone, site, architecture, l0), cells in groups.items():
         sparsity = "" if l0 is None else f" · L0 {l0:g}"
-        columns = tuple(Column(cell.constraint, _cards(cell, seed), cell.trained) for cell in cells.values())
+        columns = tuple(Column(cell.constraint, cards(cell), cell.trained) for cell in cells.values())
         result.append(Gallery(f"{backbone} / {site} · {architecture}{sparsity}", caption, columns))
     return result
 
 
-def _cards(cell: Observed, seed: int) -> tuple[Card, ...]:
-    rows = [dict(zip(cell.items, row, strict=True)) for row in zip(*cell.items.values(), strict=True)]
-    best = sorted(rows, key=lambda row: (-row["accuracy"], row["latent"]))[:_BEST]
+def _rows(cell: Observed) -> list[dict[str, Any]]:
+    return [dict(zip(cell.items, row, strict=True)) for row in zip(*cell.items.values(), strict=True)]
+
+
+def _drawn(cell: Observed, count: int, seed: int) -> list[dict[str, Any]]:
+    rows = _rows(cell)
     order = torch.randperm(len(rows), generator=named_generator(seed, "autointerp gallery"), device="cpu").tolist()
-    drawn = [rows[place] for place in order[:_RANDOM]]
-    return (*(_card(row, "told best") for row in best), *(_card(row, "at random") for row in drawn))
+    return [rows[place] for place in order[:count]]
 
 
 def _card(row: Mapping[str, Any], how: str) -> Card:
@@ -49,4 +69,5 @@ def _card(row: Mapping[str, Any], how: str) -> Card:
         Excerpt(tuple(pieces), tuple(max(0.0, value) / top if top > 0 else 0.0 for value in values))
         for pieces, values in contexts
     )
-    return Card(f"latent {row['latent']}, {how}", row["description"], f"accuracy {row['accuracy']:.2f}", excerpts)
+    note = f"accuracy {row['accuracy']:.2f}"
+    return Card(f"latent {row['latent']}{how}", row["description"], note, excerpts, row["accuracy"])

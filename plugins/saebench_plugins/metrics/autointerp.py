@@ -36,7 +36,7 @@ from saebench_core import (
 )
 from saebench_plugins.metrics._interp_answers import answered, auroc
 from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingConfig, LlmConfig, judge_of
-from saebench_plugins.metrics._interp_gallery import galleries
+from saebench_plugins.metrics._interp_gallery import drawn_latents, galleries
 from saebench_plugins.metrics._interp_judges import Judge
 from saebench_plugins.metrics._interp_samples import Sample, draw_latents
 from saebench_plugins.metrics._llm_client import LlmClient, Message, Reply
@@ -146,6 +146,10 @@ class Autointerp(Metric):
     def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
         """Show the best and some random latents of trained SAEs beside those of twins."""
         return galleries(found, self.config.seed)
+
+    def to_rate(self, found: Sequence[Observed], count: int) -> Sequence[Gallery]:
+        """Return random latents of those asked about."""
+        return drawn_latents(found, count, self.config.seed)
 
     def _rows(self, samples: Sequence[Sample], judge: Judge, context: MetricContext) -> list[dict[str, Any]]:
         described = self._each(samples, lambda sample: judge.describe(sample.shown), context, "descriptions")

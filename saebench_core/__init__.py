@@ -113,6 +113,7 @@ if TYPE_CHECKING:
         Scored as Scored,
         ScoreInfo as ScoreInfo,
         Subject as Subject,
+        Work as Work,
     )
     from saebench_core.kernels import (
         Codes as Codes,
@@ -201,7 +202,7 @@ _HOME: dict[str, str] = {
         "interfaces.loaded": ("LoadedArchitecture", "LoadedConfig", "LoadedShape", "LoadedSpec"),
         "interfaces.metric": (
             "Metric", "MetricConfig", "MetricSpec", "NotApplicable", "Prepared", "Score", "ScoreInfo", "Scored",
-            "Subject",
+            "Subject", "Work",
         ),
         "kernels": ("Codes", "PreActivations", "Selected", "Selection", "select_mask"),
         "objectives": (

@@ -67,10 +67,12 @@ def print_status(work: Opened, records: Sequence[CellRecord]) -> None:
             console.print(text, markup=False, highlight=False)
 
 
-def _state(task: dict[str, Any]) -> str:
-    """Return what the plan's last column says: how much of a task is there."""
+def _state(task: dict[str, Any], memory: int | None) -> str:
+    """Return what the plan's last column says: how much of a task is there, or that it does not fit."""
     if task["done"]:
         return "done"
+    if memory is not None and task["memory_bytes"] > memory:
+        return "too large"
     return f"{task['left']} to do" if task["kind"] == "train" and task["left"] < task["cells"] else ""
 
 
@@ -93,7 +95,7 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
         if task["kind"] != "score":
             table.add_row(
                 task["label"], str(task["cells"] or ""), duration(task["seconds"]), size(task["memory_bytes"]),
-                size(task["disk_bytes"]), _state(task),
+                size(task["disk_bytes"]), _state(task, work.machine.memory_bytes),
             )  # fmt: skip
     done = sum(task["done"] for task in scores)
     table.add_row(
@@ -109,6 +111,8 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     needs = f"up to {size(left['memory_bytes'])} of memory, {size(left['disk_bytes'])} of disk"
     models = any(not description.regenerates for description in work.registry.descriptions.values())
     place = f"on {environment.device}" + (f", model backbones in {environment.backbone_dtype}" if models else "")
+    if work.machine.name:
+        place = f"on one {work.machine.name} at half of its stated rates"
     text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
     console.print(text, highlight=False)
 

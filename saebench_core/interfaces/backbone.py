@@ -60,6 +60,7 @@ class BackboneDescription:
         memory_bytes: memory that the loaded backbone needs.
         disk_bytes: what `Backbone.prepare` stores beside activations: conversions, corpora, a model trained here.
         seconds_per_row: estimate for one row of activations on this machine.
+        flops_per_row: operations of one row, so that a plan can be made for another machine.
         facts: further sizes for plan and report.
     """
 
@@ -69,6 +70,7 @@ class BackboneDescription:
     memory_bytes: int = 0
     disk_bytes: int = 0
     seconds_per_row: float = 1e-6
+    flops_per_row: float | None = None
     facts: Mapping[str, Json] = field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
 from pydantic import Field
@@ -31,6 +31,7 @@ __all__ = [
     "ScoreInfo",
     "Scored",
     "Subject",
+    "Work",
 ]
 
 Reads = Literal["encoder", "decoder", "both"]
@@ -132,6 +133,20 @@ class Subject:
     others: Mapping[int, Callable[[], Subject]] = field(default_factory=dict)
 
 
+class Work(NamedTuple):
+    """Rows (tokens, patches) that a metric has computed, about; a backward pass counts as two.
+
+    Attributes:
+        prepared: by the backbone, once for a backbone and site.
+        scored: by the backbone, for each SAE.
+        encoded: by each SAE.
+    """
+
+    prepared: int = 0
+    scored: int = 0
+    encoded: int = 0
+
+
 class Metric(ABC):
     """Scores SAEs. Formula, range and direction are part of the metric, not of its documentation only."""
 
@@ -163,6 +178,10 @@ class Metric(ABC):
     def rows(self) -> Mapping[Split, int]:
         """Return how many rows of each split `prepare` or `score` ask for with ``context.activations``."""
         return {}
+
+    def work(self, description: BackboneDescription) -> Work:
+        """Return about how many rows the backbone computes and an SAE encodes, for the plan."""
+        return Work()
 
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Return about how much room `Prepared` takes on the disk, for the plan."""

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple, cast
 
 from saebench_core.interfaces.backbone import BackboneDescription
 from saebench_core.interfaces.constraint import Constraint
+from saebench_core.interfaces.metric import Work
 from saebench_core.plan.graph import Estimate
 from saebench_core.registry import Cell
 from saebench_core.training.fitting import kept_bytes, passing_bytes
@@ -35,15 +36,27 @@ class Machine(NamedTuple):
     Attributes:
         thread_flops: operations a second of an fp32 product, of one thread.
         threads: that share a product.
+        backbone_flops: operations a second of a backbone, where the plan is for another machine than this one.
+        memory_bytes: what it has, where the plan is for another machine.
+        name: of that machine.
     """
 
     thread_flops: float
     threads: int
+    backbone_flops: float | None = None
+    memory_bytes: int | None = None
+    name: str | None = None
 
     @property
     def flops(self) -> float:
         """Operations a second of an fp32 product."""
         return self.thread_flops * self.threads
+
+    def seconds_per_row(self, backbone: BackboneDescription) -> float:
+        """Return the time of a row of activations: the backbone's own estimate for this machine, or by its size."""
+        if self.backbone_flops is None or backbone.flops_per_row is None:
+            return backbone.seconds_per_row
+        return backbone.flops_per_row / self.backbone_flops
 
 
 NOMINAL: Final = Machine(9e10, 2)
@@ -55,10 +68,12 @@ def sae_bytes(cell: Cell) -> int:
     return 4 * (2 * cell.d_in * cell.d_sae + 2 * cell.d_sae + cell.d_in)
 
 
-def activations_cost(backbone: BackboneDescription, site: str, rows: int, preparation: int) -> Estimate:
+def activations_cost(
+    backbone: BackboneDescription, site: str, rows: int, preparation: int, machine: Machine
+) -> Estimate:
     """Return the cost of rows, and of what the backbone's preparation stores with them."""
     disk = rows * backbone.sites[site] * 4 + preparation
-    return Estimate(rows * backbone.seconds_per_row, backbone.memory_bytes, disk)
+    return Estimate(rows * machine.seconds_per_row(backbone), backbone.memory_bytes, disk)
 
 
 def load_cost(cell: Cell, machine: Machine) -> Estimate:
@@ -73,7 +88,7 @@ def train_cost(group: Sequence[Cell], backbone: BackboneDescription, stored: boo
     Where rows are not stored, each group has the backbone's time once more, and its memory.
     """
     settings, d_in = group[0].training, group[0].d_in
-    seconds = 0.0 if stored else settings.total_rows * backbone.seconds_per_row
+    seconds = 0.0 if stored else settings.total_rows * machine.seconds_per_row(backbone)
     overhead = _STEP_OVERHEAD * max(1.0, NOMINAL.thread_flops / machine.thread_flops)
     memory = 0 if stored else backbone.memory_bytes
     if settings.activations == "streamed":
@@ -94,11 +109,16 @@ def _trains(cell: Cell) -> bool:
     return cast(Constraint, cell.constraint.instance).trains
 
 
-def metric_cost(backbone: BackboneDescription, stored: int) -> Estimate:
+def metric_cost(backbone: BackboneDescription, stored: int, work: Work, machine: Machine) -> Estimate:
     """Return the cost of a metric's inputs, of which that many bytes are stored."""
-    return Estimate(1.0 if backbone.regenerates else 15.0, backbone.memory_bytes, stored)
+    seconds = (1.0 if backbone.regenerates else 15.0) + work.prepared * machine.seconds_per_row(backbone)
+    return Estimate(seconds, backbone.memory_bytes, stored)
 
 
-def score_cost(cell: Cell, backbone: BackboneDescription) -> Estimate:
-    """Return a guess: what a score takes depends on the metric, most of all on whether it runs the backbone."""
-    return Estimate(0.1 if backbone.regenerates else 1.5, 2 * sae_bytes(cell), 1 << 18)
+def score_cost(cell: Cell, backbone: BackboneDescription, work: Work, machine: Machine) -> Estimate:
+    """Return the cost of a score: what it has the backbone compute and the SAE encode, and a guess for the rest."""
+    seconds = 0.1 if backbone.regenerates else 1.5
+    seconds += work.scored * machine.seconds_per_row(backbone)
+    seconds += 2.0 * work.encoded * cell.d_in * cell.d_sae / machine.flops
+    held = 2 * sae_bytes(cell) + (backbone.memory_bytes if work.scored else 0)
+    return Estimate(seconds, held, 1 << 18)

@@ -112,7 +112,7 @@ class _Planner:
         def make() -> Task:
             product = activations_product(self._backbone(entry), site, split, rows)
             description = self.registry.descriptions[entry.name]
-            estimate = activations_cost(description, site, rows, self._preparation(entry))
+            estimate = activations_cost(description, site, rows, self._preparation(entry), self.machine)
             label = f"activations | {entry.name} | {site} | {split}, {rows:,} rows"
             return Task("activations", label, (product,), (), (), entry, site, split, rows, estimate=estimate)
 
@@ -207,7 +207,7 @@ class _Planner:
             )
             stored = instance.stored_bytes(description, site) + self._preparation(backbone)
             label = f"prepare | {metric.name} | {backbone.name} | {site}"
-            estimate = metric_cost(description, stored)
+            estimate = metric_cost(description, stored, instance.work(description), self.machine)
             return Task("metric", label, (product,), needs, (), backbone, site, metric=metric, estimate=estimate)
 
         return self._once(make, "metric", metric.name, backbone.name, site)
@@ -217,6 +217,7 @@ class _Planner:
         others = [other for other in seeds if other is not cell] if metric.instance.compares_seeds else []
         beside = tuple((other, self._saes[other.cell_id][1]) for other in others)
         prepared = self._metric(metric, cell.backbone, cell.site)
+        description = self.registry.descriptions[cell.backbone.name]
         return self._add(
             Task(
                 "score",
@@ -228,7 +229,7 @@ class _Planner:
                 cell.site,
                 metric=metric,
                 beside=beside,
-                estimate=score_cost(cell, self.registry.descriptions[cell.backbone.name]),
+                estimate=score_cost(cell, description, metric.instance.work(description), self.machine),
             )
         )
 

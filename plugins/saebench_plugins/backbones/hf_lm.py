@@ -106,6 +106,7 @@ class HfLm(Backbone):
             memory_bytes=sizes.parameters * (2 if slim else 4),
             disk_bytes=self._corpus_bytes() + (sizes.parameters * (2 if slim else 4) if self._source.is_gguf else 0),
             seconds_per_row=2 * body * share / speed,
+            flops_per_row=2 * body * share,
             facts={"layers": sizes.layers, "vocabulary": sizes.vocabulary, "parameters": sizes.parameters},
         )
 

@@ -27,6 +27,7 @@ from saebench_core import (
     ScoreInfo,
     Split,
     Subject,
+    Work,
     hookimpl,
 )
 from saebench_plugins.metrics._absorbed import absorbed, letter_latents
@@ -95,6 +96,10 @@ class Absorption(Metric):
         if isinstance(backbone, EditableModel):
             return None
         return NotApplicable("the backbone is no language model that says where words are among its tokens")
+
+    def work(self, description: BackboneDescription) -> Work:
+        """Count a prompt a word, of about five tokens an example."""
+        return Work(prepared=self.config.words * 5 * (self.config.examples + 1), encoded=self.config.words)
 
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count an activation a word."""

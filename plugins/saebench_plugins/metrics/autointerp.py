@@ -31,6 +31,7 @@ from saebench_core import (
     Scored,
     ScoreInfo,
     Subject,
+    Work,
     hookimpl,
     named_generator,
 )
@@ -101,6 +102,10 @@ class Autointerp(Metric):
         """Return the digest of the encoder, where one judges."""
         judge = self.config.judge
         return {"encoder": encoder_digest(judge.encoder)} if isinstance(judge, EmbeddingConfig) else {}
+
+    def work(self, description: BackboneDescription) -> Work:
+        """Count tokens, which an SAE encodes twice; what a language model takes to answer is not known."""
+        return Work(prepared=self.config.tokens, encoded=2 * self.config.tokens)
 
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count every token's activation in fp32."""

@@ -28,6 +28,7 @@ from saebench_core import (
     ScoreInfo,
     SparseAutoencoder,
     Subject,
+    Work,
     hookimpl,
     named_generator,
     tensor_sha256,
@@ -48,6 +49,9 @@ from saebench_plugins.metrics._swap_masks import Latents
 __all__ = ["Ravel", "RavelConfig"]
 
 _RANDOM_DRAWS: Final = 3
+_ATTRIBUTES: Final = 4
+"""Attributes of a kind of entity, and tokens of a prompt, for the plan."""
+_PROMPT: Final = 20
 _SOURCE: Final = "paper section 4.2; Huang et al. 2024; SAEBench RAVEL"
 
 
@@ -98,11 +102,22 @@ class Ravel(Metric):
                 raise
             return {}
 
+    def work(self, description: BackboneDescription) -> Work:
+        """Count twenty tokens a prompt and those of its answers; what is edited, forth and back."""
+        config, attributes = self.config, _ATTRIBUTES * len(self._entities)
+        asked = attributes * (config.max_entities or 4000) * (config.max_templates or 50)
+        pairs = 2 * attributes * config.pairs
+        learned, tested = 3 * config.train_share * pairs * _PROMPT, (1 - config.train_share) * pairs
+        tested *= _PROMPT + config.words
+        prepared = asked * (_PROMPT + config.words) + learned * (config.epochs + config.rotation_epochs) + 4 * tested
+        scored = learned * config.epochs + (3 + _RANDOM_DRAWS) * tested
+        return Work(prepared=int(prepared), scored=int(scored), encoded=int(2 * scored / _PROMPT))
+
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count twenty tokens for every prompt that pairs may use."""
-        attributes = 3 * len(self._entities)
+        attributes = _ATTRIBUTES * len(self._entities)
         prompts = min(4 * self.config.pairs, (self.config.max_entities or 4000) * (self.config.max_templates or 50))
-        return attributes * prompts * 20 * description.sites[site] * 4
+        return attributes * prompts * _PROMPT * description.sites[site] * 4
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Find what the model knows, make pairs, and measure what needs no SAE."""

@@ -29,6 +29,7 @@ from saebench_core import (
     Subject,
     TableSource,
     VisionModel,
+    Work,
     hookimpl,
 )
 from saebench_plugins.metrics._pooled import mean_rows, pool_codes, store_rows
@@ -113,6 +114,16 @@ class SparseProbing(Metric):
     @property
     def _max_tokens(self) -> int:
         return self.config.max_tokens or self._protocol.max_tokens
+
+    def work(self, description: BackboneDescription) -> Work:
+        """Count every token of every item, encoded by the SAE and by random projections."""
+        patches = description.facts.get("tokens_per_image")
+        items = self._sizes.train + self._sizes.test
+        if isinstance(patches, int):
+            return Work(prepared=items * patches, encoded=2 * items * patches)
+        items *= len(self._tables_if_there())
+        read = items * self._max_tokens
+        return Work(prepared=read, encoded=2 * (items if self._protocol.last_token else read))
 
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count every token of every item as full; items of a task with several classes are counted once."""

@@ -42,7 +42,7 @@ def _accept_csr() -> None:
 
 def _csr(bounds: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     _accept_csr()
-    return torch.sparse_csr_tensor(bounds, cols, values, shape, check_invariants=False)
+    return torch.sparse_csr_tensor(bounds, cols, values, shape, device=values.device, check_invariants=False)
 
 
 def sampled_product(

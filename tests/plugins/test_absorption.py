@@ -21,7 +21,7 @@ from saebench_core import (
     TokenBatch,
     TopK,
 )
-from tests.helpers.contexts import FakeContext
+from tests.helpers.contexts import FakeContext, at_home
 
 LETTERS = "abcdef"
 WORDS = ["".join((first, second, third)) for first, second, third in itertools.product(LETTERS, "mnop", "rstuv")]
@@ -182,3 +182,18 @@ def test_prompts_ask_about_the_last_word():
     text = _prompt(["amr", "bmr"], "cmr", 2, torch.Generator().manual_seed(0))
     assert text.endswith(f"\ncmr{_QUESTION}")
     assert text.count(_QUESTION) == 3
+
+
+def test_no_tensor_is_made_on_an_implicit_device(tmp_path, monkeypatch):
+    sae = faithful()
+    wanted, _ = run(sae, tmp_path / "one")
+    kept = Spelling.__init__
+
+    def started(self):
+        kept(self)
+        at_home(self, "sequences", "tokenise", "locate", "read", "states")
+
+    monkeypatch.setattr(Spelling, "__init__", started)
+    with torch.device("meta"):
+        found, _ = run(sae, tmp_path / "two")
+    assert found == wanted

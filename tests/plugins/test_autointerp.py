@@ -737,3 +737,11 @@ def test_latents_to_rate_are_drawn_whatever_their_scores(tmp_path):
     scores = dict(zip(result.items["latent"], result.items["accuracy"], strict=True))
     assert all(card.score == scores[int(card.title.removeprefix("latent "))] for card in cards)
     assert [card.score for card in cards] != sorted((card.score for card in cards), reverse=True)
+
+
+def test_no_tensor_is_made_on_an_implicit_device(tmp_path):
+    model, sae = TokenWorld(), one_to_one()
+    wanted, _ = run(metric_of(latents=5), sae, tmp_path / "one", model)
+    with torch.device("meta"):
+        found, _ = run(metric_of(latents=5), sae, tmp_path / "two", model)
+    assert found == wanted

@@ -26,7 +26,7 @@ from saebench_core import (
     TokenBatch,
     TopK,
 )
-from tests.helpers.contexts import FakeContext
+from tests.helpers.contexts import FakeContext, at_home
 from tests.helpers.tiny_lm import save_tiny_llama, write_corpus
 
 D_IN = 8
@@ -414,3 +414,13 @@ def test_padding_sides_give_equal_scores(tmp_path, bos):
         found.append(run(metric, model, sae, tmp_path, context)[0])
     assert found[0] == found[1]
     assert found[0].scores["isolation"].value > 0
+
+
+def test_no_tensor_is_made_on_an_implicit_device(tmp_path):
+    sae, names = identity_sae(), ("tokenise", "locate", "states", "resume", "generate")
+    metric = metric_of(tmp_path)
+    wanted, _ = run(metric, PlantedModel(), sae, tmp_path / "one")
+    model = at_home(PlantedModel(), *names)
+    with torch.device("meta"):
+        found, _ = run(metric, model, sae, tmp_path / "two")
+    assert found == wanted

@@ -32,7 +32,7 @@ from saebench_core import (
     named_generator,
 )
 from saebench_core.kernels import Selection
-from tests.helpers.contexts import FakeContext
+from tests.helpers.contexts import FakeContext, at_home
 
 D_IN = 12
 NOISE = range(4, D_IN)
@@ -619,3 +619,12 @@ def test_the_papers_suite_has_36_classes(monkeypatch):
     ]
     code = tables[5].rows()
     assert {len(text) for text in code.texts} <= {451, 452, 453}  # a number and 600 characters less 150
+
+
+def test_no_tensor_is_made_on_an_implicit_device(tmp_path):
+    sae, metric = random_sae(), metric_with(planted(tmp_path))
+    wanted, _ = scored(metric, WordModel(), sae, tmp_path / "one")
+    model = at_home(WordModel(), "tokenise", "read")
+    with torch.device("meta"):
+        found, _ = scored(metric, model, sae, tmp_path / "two")
+    assert found == wanted

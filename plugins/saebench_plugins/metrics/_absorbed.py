@@ -72,8 +72,8 @@ def absorbed(
     less than 40 % of it.
     """
     cosines = torch.nn.functional.cosine_similarity(sae.w_dec.cpu(), direction[None], dim=1)
-    is_main = torch.zeros(sae.d_sae, dtype=torch.bool)
-    is_main[main] = True
+    is_main = torch.zeros(sae.d_sae, dtype=torch.bool, device="cpu")
+    is_main[torch.tensor(main, dtype=torch.int64, device="cpu")] = True
     bounds, cols, values = codes.selection.bounds.cpu(), codes.selection.cols.cpu(), codes.values.cpu()
     shares, full = [], []
     for word in words.tolist():
@@ -94,4 +94,4 @@ def absorbed(
         silent = not bool(is_main[latents].any())
         one = parts[cosines[latents] >= _LEAST_COSINE_FULL]
         full.append(float(silent and len(one) > 0 and float(one.max()) >= _LEAST_SHARE * whole and whole > 0))
-    return torch.tensor(shares), torch.tensor(full)
+    return torch.tensor(shares, device="cpu"), torch.tensor(full, device="cpu")

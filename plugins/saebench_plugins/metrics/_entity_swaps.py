@@ -67,8 +67,8 @@ class Stage:
 
     def entity_rows(self, numbers: Sequence[int]) -> Float[Tensor, "some d_in"]:
         """Return the activations of these prompts' entities, fp32."""
-        places = torch.tensor([self.prompts[number].place for number in numbers], dtype=torch.int64)
-        rows = self.recorded["offsets"][torch.as_tensor(numbers)].cpu() + places
+        places = torch.tensor([self.prompts[number].place for number in numbers], dtype=torch.int64, device="cpu")
+        rows = self.recorded["offsets"].cpu()[torch.tensor(numbers, device="cpu")] + places
         return self.recorded["states"][rows.to(self.recorded["states"].device)].to(self.device, torch.float32)
 
     def _edited(self, numbers: Sequence[int], rows: Float[Tensor, "some d_in"]) -> tuple[TokenBatch, Tensor]:
@@ -115,7 +115,9 @@ class Stage:
         values = [self.prompts[pair.source if pair.kind == "cause" else pair.base].value for pair in pairs]
 
         def edited(left: Sequence[int]) -> Any:
-            return self._edited([pairs[number].base for number in left], rows[list(left)])[1]
+            return self._edited([pairs[number].base for number in left], rows[torch.tensor(left, device=rows.device)])[
+                1
+            ]
 
         texts, _ = responses(self.model, self.site, bases, self.words, edited, values)
         checked = zip(texts, values, bases, strict=True)

@@ -81,7 +81,9 @@ class TokenJudge(Judge):
         means = {token: sum(values) / len(values) for token, values in codes.items() if max(values) > 0}
         telling = {token for token in means if sum(value > 0 for value in codes[token]) >= _TELLING * len(codes[token])}
         first = sorted(telling, key=lambda token: (-means[token], token))[:_SHOWN_TOKENS]
-        pieces = self.texts([Window(-1, torch.tensor([token]), torch.zeros(1)) for token in first])
+        pieces = self.texts(
+            [Window(-1, torch.tensor([token], device="cpu"), torch.zeros(1, device="cpu")) for token in first]
+        )
         return Description(" ".join(repr(piece[0]) for piece in pieces), (means, telling))
 
     def marks(self, description: Description, windows: Sequence[Window]) -> tuple[list[Mark], Mapping[str, float]]:

@@ -76,7 +76,7 @@ def read_words(
         context.progress("absorption: words", min(len(kept), count), count)
         if len(kept) >= count:
             break
-    return kept[:count], torch.cat(rows)[:count] if rows else torch.zeros(0, 1)
+    return kept[:count], torch.cat(rows)[:count] if rows else torch.zeros(0, 1, device="cpu")
 
 
 def _prompt(words: Sequence[str], word: str, examples: int, generator: torch.Generator) -> str:
@@ -95,14 +95,14 @@ def fit_letters(words: Sequence[str], rows: Float[Tensor, "words d_in"], seed: i
     if not words:
         return {}
     order = torch.randperm(len(words), generator=named_generator(seed, "absorption test"), device="cpu")
-    tested = torch.zeros(len(words), dtype=torch.bool)
+    tested = torch.zeros(len(words), dtype=torch.bool, device="cpu")
     tested[order[: round(_TEST_SHARE * len(words))]] = True
     mean, spread = rows[~tested].mean(0), rows[~tested].std().clamp(min=1e-12)
     scaled = ((rows - mean) / spread).to(torch.float64).numpy()
     counts: Mapping[str, int] = Counter(word[0] for word in words)
     found = {}
     for letter in sorted(letter for letter, number in counts.items() if number >= _FEWEST):
-        labels = torch.tensor([word[0] == letter for word in words])
+        labels = torch.tensor([word[0] == letter for word in words], device="cpu")
         if not (labels & tested).any() or not (labels & ~tested).any():
             continue
         model = LogisticRegression(max_iter=1000).fit(scaled[~tested.numpy()], labels[~tested].numpy())

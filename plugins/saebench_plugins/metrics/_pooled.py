@@ -81,7 +81,7 @@ def store_rows(batches: Iterable[Sequence[Float[Tensor, "_ d_in"]]], limit: int 
             dtype, parts = torch.bfloat16, [part.to(torch.bfloat16) for part in parts]
         parts.append(rows.to(dtype))
         counts.extend(len(item) for item in items)
-    return torch.cat(parts), torch.tensor(counts, dtype=torch.int64).cumsum(0)
+    return torch.cat(parts), torch.tensor(counts, dtype=torch.int64, device="cpu").cumsum(0)
 
 
 def mean_rows(activations: Float[Tensor, "rows d_in"], offsets: Int[Tensor, " bounds"]) -> Float[Tensor, "items d_in"]:

@@ -79,8 +79,8 @@ def _sample(groups: Groups, label: str, wanted: int, share: float) -> tuple[Tens
     count = min(round(share * size), len(positive))
     if count in (0, size):
         size = count = 0  # one class alone asks nothing
-    items = torch.tensor([*positive[:count], *negative[: size - count]], dtype=torch.int64)
-    return items, torch.arange(len(items)) < count
+    items = torch.tensor([*positive[:count], *negative[: size - count]], dtype=torch.int64, device="cpu")
+    return items, torch.arange(len(items), device="cpu") < count
 
 
 def mean_over_tasks(probes: Sequence[Probe], values: Sequence[float]) -> float:

@@ -23,7 +23,9 @@ def random_projections(sae: SparseAutoencoder, activations: Float[Tensor, "rows 
     codes, on rows taken evenly from ``activations``. The decoder is of no use.
     """
     count = max(1, min(_ROWS, _ENTRIES // sae.d_sae, len(activations)))
-    sample = activations[torch.arange(count) * len(activations) // count].to(sae.device, torch.float32)
+    sample = activations[torch.arange(count, device=activations.device) * len(activations) // count].to(
+        sae.device, torch.float32
+    )
     generator = named_generator(seed, "sparse_probing random projections", str(sae.d_sae))
     drawn = torch.randn(sae.d_sae, sae.d_in, generator=generator, device="cpu")
     directions = torch.nn.functional.normalize(drawn, dim=1).to(sae.device)

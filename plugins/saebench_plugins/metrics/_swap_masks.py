@@ -174,8 +174,9 @@ def fit_mask(
     for step, numbers in enumerate(batches):
         temperature = _COLDEST ** (step / max(1, len(batches) - 1))
         gate = torch.sigmoid(mask / temperature)
-        found = logits(numbers, basis.mixed(base[numbers], source[numbers], gate))
-        loss = torch.nn.functional.cross_entropy(found, targets[numbers])
+        chosen = torch.tensor(numbers, device=base.device)
+        found = logits(numbers, basis.mixed(base[chosen], source[chosen], gate))
+        loss = torch.nn.functional.cross_entropy(found, targets[chosen])
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

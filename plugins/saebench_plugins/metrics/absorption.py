@@ -119,7 +119,10 @@ class Absorption(Metric):
             "letters": [*known],
             "f1": {letter: found.f1 for letter, found in letters.items()},
         }
-        tensors = {"rows": rows, "tested": next(iter(letters.values())).tested if letters else torch.zeros(0)}
+        tensors = {
+            "rows": rows,
+            "tested": next(iter(letters.values())).tested if letters else torch.zeros(0, device="cpu"),
+        }
         for letter, found in known.items():
             tensors |= {f"{letter}.direction": found.direction, f"{letter}.found": found.found}
         return Prepared(tensors, facts, {}, {})
@@ -137,7 +140,7 @@ class Absorption(Metric):
         codes = subject.sae.encode(rows.to(subject.sae.device, torch.float32))
         found: list[dict[str, Any]] = []
         for number, letter in enumerate(facts["letters"]):
-            labels = torch.tensor([word[0] == letter for word in facts["words"]])
+            labels = torch.tensor([word[0] == letter for word in facts["words"]], device="cpu")
             main, f1 = letter_latents(codes, labels, tested, self.config.max_k, self.config.min_rise)
             true = (prepared.tensors[f"{letter}.found"].to("cpu", torch.bool) & labels & tested).nonzero()[:, 0]
             direction = prepared.tensors[f"{letter}.direction"].to("cpu")

@@ -148,8 +148,8 @@ class SparseProbing(Metric):
         used = sorted(
             {int(i) for p in probes for i in (*p.train, *p.test)}, key=lambda item: (items.lengths[item], item)
         )
-        place = torch.zeros(len(items.lengths), dtype=torch.int64)
-        place[torch.tensor(used)] = torch.arange(len(used))
+        place = torch.zeros(len(items.lengths), dtype=torch.int64, device="cpu")
+        place[torch.tensor(used, device="cpu")] = torch.arange(len(used), device="cpu")
         probes = [replace(probe, train=place[probe.train], test=place[probe.test]) for probe in probes]
         return self._prepared(probes, *store_rows(items.read(used)), context)
 

@@ -165,7 +165,7 @@ class Absorption(Metric):
 
 
 def _mean(values: Sequence[float] | Tensor) -> float:
-    return float(torch.as_tensor(values, dtype=torch.float64).mean()) if len(values) else 0.0
+    return float(torch.as_tensor(values, dtype=torch.float64, device="cpu").mean()) if len(values) else 0.0
 
 
 @hookimpl

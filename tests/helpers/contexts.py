@@ -74,6 +74,9 @@ class FakeContext:
 
         return Store(self.root).make("product", content_key(dict(config)), dict(config), record_and_build)
 
+    def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        return Store(self.root).make("record", content_key(dict(asked)), dict(asked), build)
+
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         return inference_rule(config)
 

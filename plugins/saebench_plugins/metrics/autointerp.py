@@ -204,7 +204,7 @@ class Autointerp(Metric):
 
             said: Json = [dict(message) for message in messages]
             key = {"judge": client.server.identity(), "messages": said, "max_tokens": max_tokens}
-            return Reply(**json.loads((context.product(key, build) / "reply.json").read_text(encoding="utf-8")))
+            return Reply(**json.loads((context.record(key, build) / "reply.json").read_text(encoding="utf-8")))
 
         return judge_of(self.config, _model(context), context.device, kept)
 

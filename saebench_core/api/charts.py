@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from saebench_core.api.opening import Opened
-from saebench_core.errors import in_words
+from saebench_core.errors import InputError, in_words
 from saebench_core.interfaces.chart import Chart, Observed
 from saebench_core.interfaces.excerpt import Gallery
 from saebench_core.interfaces.metric import Metric
@@ -32,9 +32,30 @@ def galleries_of(opened: Opened, records: Sequence[CellRecord]) -> tuple[list[Ga
     return _of_items(opened, records, "galleries", lambda metric, found: metric.galleries(found))
 
 
-def latents_to_rate(opened: Opened, records: Sequence[CellRecord], count: int) -> tuple[list[Gallery], list[str]]:
-    """Return so many random latents of each SAE for people to rate, and why a metric could not give its own."""
-    return _of_items(opened, records, "to_rate", lambda metric, found: metric.to_rate(found, count))
+def latents_to_rate(
+    opened: Opened, records: Sequence[CellRecord], count: int, name: str | None = None
+) -> tuple[list[Gallery], list[str]]:
+    """Return so many random latents of each SAE for people to rate, and why a metric could not give its own.
+
+    Args:
+        opened: an open registry.
+        records: its cells.
+        count: latents of an SAE.
+        name: the metric's entry; by default the first that gives any.
+
+    Raises:
+        InputError: if there is no such entry.
+    """
+    problems: list[str] = []
+    names = [entry.name for entry in opened.registry.metrics]
+    if name is not None and name not in names:
+        raise InputError(f"--metric {name}: no metric is called so; there are {', '.join(names)}")
+    for one in names if name is None else [name]:
+        found, more = _of_items(opened, records, "to_rate", lambda metric, seen: metric.to_rate(seen, count), one)
+        problems += more
+        if found:
+            return found, problems
+    return [], problems
 
 
 def _of_items(
@@ -42,11 +63,14 @@ def _of_items(
     records: Sequence[CellRecord],
     method: str,
     make: Callable[[Metric, Sequence[Observed]], Sequence[_T]],
+    name: str | None = None,
 ) -> tuple[list[_T], list[str]]:
-    """Let every metric that has this method of its own make something of its items."""
+    """Let every metric that has this method of its own, or the one of this name, make something of its items."""
     made: list[_T] = []
     problems: list[str] = []
     for entry in opened.registry.metrics:
+        if name not in {None, entry.name}:
+            continue
         metric = cast(Metric, entry.instance)
         if getattr(type(metric), method) is getattr(Metric, method):
             continue  # most metrics draw nothing, and tables of items can be large

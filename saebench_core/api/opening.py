@@ -137,7 +137,7 @@ def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = (), g
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
     cells: tuple[Cell, ...] | None = registry.select([only] if isinstance(only, str) else only) if only else None
     runtime = registry.runtime
-    machine = planned_gpu(gpu, runtime.backbone_dtype) if gpu else measured(chosen.type, runtime.threads)
+    machine = planned_gpu(gpu, runtime.backbone_dtype) if gpu is not None else measured(chosen.type, runtime.threads)
     plan = make_plan(registry, registry.catalog, environment, cells, machine)
     return Opened(registry, registry.catalog, plan, workdir, environment, machine)
 

@@ -47,6 +47,7 @@ class Ratings(BaseModel):
 class _Item(BaseModel):
     group: str
     constraint: str
+    column: int
     trained: bool
     latent: str
     score: float | None
@@ -68,7 +69,7 @@ class RatedConstraint:
         latents: how many were rated.
         mean: mean rating, of every latent over its raters first.
         clear: share of latents rated 4 or more.
-        gap: mean of the trained SAE minus this one; None for itself.
+        gap: mean of the group's first trained SAE minus this one; None for itself.
         interval: 95 % bootstrap interval of that, over latents; None where either has fewer than three.
     """
 
@@ -90,17 +91,17 @@ class Rated(NamedTuple):
         raters: how many.
         rows: ratings by constraint.
         apart: mean absolute difference of two people's ratings of the same latent; None with one person.
-        rank_correlation: Spearman's, of mean ratings with the metric's scores; None where it has no meaning.
+        rank_correlations: Spearman's, of mean ratings with the metric's scores, by group where it has a meaning.
     """
 
     sheet: str
     raters: int
     rows: tuple[RatedConstraint, ...]
     apart: float | None
-    rank_correlation: float | None
+    rank_correlations: dict[str, float]
 
 
-def write_sheet(opened: Opened, count: int, seed: int) -> tuple[Path, list[str]]:
+def write_sheet(opened: Opened, count: int, seed: int, metric: str | None = None) -> tuple[Path, list[str]]:
     """Write a sheet with so many latents of each SAE and its key into the workdir's ``reports``.
 
     Returns:
@@ -109,7 +110,7 @@ def write_sheet(opened: Opened, count: int, seed: int) -> tuple[Path, list[str]]
     Raises:
         InputError: if there is no latent to rate.
     """
-    galleries, problems = latents_to_rate(opened, opened.records(), count)
+    galleries, problems = latents_to_rate(opened, opened.records(), count, metric)
     items = blinded(galleries, seed)
     if not items:
         more = "".join(f"; {problem}" for problem in problems)
@@ -118,8 +119,8 @@ def write_sheet(opened: Opened, count: int, seed: int) -> tuple[Path, list[str]]
             f"as autointerp{more}"
         )
     path = opened.workdir / "reports" / f"{opened.slug}-rating-{sheet_digest(items)}.html"
+    write_atomically(path.with_suffix(".key.json"), json.dumps(key_of(items), indent=1))  # a sheet is never without
     write_atomically(path, render_sheet(items))
-    write_atomically(path.with_suffix(".key.json"), json.dumps(key_of(items), indent=1))
     return path, problems
 
 
@@ -127,12 +128,16 @@ def read_ratings(workdir: Path, files: Sequence[Path]) -> Rated:
     """Return what people said, from the files that they saved of one sheet.
 
     Raises:
-        InputError: if a file is no rating, they are of several sheets, or the key is not in the workdir.
+        InputError: if a file is no rating, they are of several sheets, one is there twice, or the key is not in the
+            workdir.
     """
     read = [_read(path) for path in files]
     sheets = sorted({ratings.sheet for ratings in read})
     if len(sheets) != 1:
         raise InputError(f"the files are ratings of {len(sheets)} sheets ({', '.join(sheets)}); give those of one")
+    for (path, one), (other, two) in combinations(zip(files, read, strict=True), 2):
+        if one.ratings == two.ratings or (one.rater and one.rater == two.rater):
+            raise InputError(f"{path} and {other} are ratings of the same person; give one of them")
     key = _key(workdir, sheets[0])
     by_item: dict[int, list[int]] = {}
     for path, ratings in zip(files, read, strict=True):
@@ -144,9 +149,8 @@ def read_ratings(workdir: Path, files: Sequence[Path]) -> Rated:
         raise InputError(f"{', '.join(map(str, files))}: nothing is rated")
     pairs = [abs(one - other) for values in by_item.values() for one, other in combinations(values, 2)]
     means = {number: fmean(values) for number, values in sorted(by_item.items())}
-    return Rated(
-        sheets[0], len(read), _rows(key, means), fmean(pairs) if pairs else None, _rank_correlation(key, means)
-    )
+    apart = fmean(pairs) if pairs else None
+    return Rated(sheets[0], len(read), _rows(key, means), apart, _rank_correlations(key, means))
 
 
 def _read(path: Path) -> Ratings:
@@ -166,18 +170,23 @@ def _key(workdir: Path, sheet: str) -> _Key:
         raise InputError(
             f"{workdir / 'reports'}: has no key of sheet {sheet}; give the workdir in which the sheet was written"
         )
-    return _Key.model_validate_json(found[0].read_text(encoding="utf-8"))
+    try:
+        return _Key.model_validate_json(found[0].read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        raise InputError(f"{found[0]}: is no key of a sheet any more; write the sheet anew") from None
 
 
 def _rows(key: _Key, means: Mapping[int, float]) -> tuple[RatedConstraint, ...]:
-    found: dict[tuple[str, bool, str], list[float]] = {}
+    found: dict[tuple[str, bool, int, str], list[float]] = {}
     for number, mean in means.items():
         item = key.items[number - 1]
-        found.setdefault((item.group, not item.trained, item.constraint), []).append(mean)
+        found.setdefault((item.group, not item.trained, item.column, item.constraint), []).append(mean)
+    references = {place[0]: place for place in sorted(found, reverse=True) if not place[1]}
     rows = []
-    for (group, twin, constraint), values in sorted(found.items()):
-        trained = next((own for place, own in found.items() if place[0] == group and not place[1]), None)
-        gap, interval = (None, None) if not twin or trained is None else _gap(trained, values)
+    for place, values in sorted(found.items()):
+        group, twin, _, constraint = place
+        reference = references.get(group)
+        gap, interval = (None, None) if reference in {None, place} else _gap(found[references[group]], values)
         clear = fmean(value >= CLEAR for value in values)
         rows.append(RatedConstraint(group, constraint, not twin, len(values), fmean(values), clear, gap, interval))
     return tuple(rows)
@@ -196,10 +205,16 @@ def _gap(trained: Sequence[float], twin: Sequence[float]) -> tuple[float, tuple[
     return gap, (float(low), float(high))
 
 
-def _rank_correlation(key: _Key, means: Mapping[int, float]) -> float | None:
+def _rank_correlations(key: _Key, means: Mapping[int, float]) -> dict[str, float]:
     from scipy.stats import spearmanr
 
-    pairs = [(mean, score) for number, mean in means.items() if (score := key.items[number - 1].score) is not None]
-    if len(pairs) < _FEWEST or any(len(set(values)) < 2 for values in zip(*pairs, strict=True)):
-        return None
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for number, mean in means.items():
+        item = key.items[number - 1]
+        if item.score is not None:
+            groups.setdefault(item.group, []).append((mean, item.score))
+    return {
+        group: float(spearmanr(*zip(*pairs, strict=True)).statistic)
+        for group, pairs in groups.items()
+        if len(pairs) >= _FEWEST and all(len(set(values)) > 1 for values in zip(*pairs, strict=True))
+    }

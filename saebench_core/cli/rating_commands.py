@@ -33,7 +33,10 @@ def register(app: typer.Typer) -> None:
 
 def sheet(
     registry: RegistryArgument = DEFAULT_REGISTRY,
-    latents: Annotated[int, typer.Option(min=1, max=1000, help="Random latents of each SAE.")] = 10,
+    latents: Annotated[int, typer.Option(min=1, max=1000, help="Random latents of each SAE, of its first seed.")] = 10,
+    metric: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Entry whose latents are shown; default: the first that has any.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of their order.")] = 0,
     workdir: Workdir = DEFAULT_WORKDIR,
     only: Only = None,
@@ -45,7 +48,7 @@ def sheet(
     """
     from saebench_core.api import write_sheet
 
-    path, problems = write_sheet(opened(registry, workdir, settings, only), latents, seed)
+    path, problems = write_sheet(opened(registry, workdir, settings, only), latents, seed, metric)
     for problem in problems:
         typer.echo(f"warning: {problem}", err=True)
     typer.echo(str(path))
@@ -56,7 +59,7 @@ def read(
     workdir: Workdir = DEFAULT_WORKDIR,
     as_json: Json = False,
 ) -> None:
-    """Say how people rated the latents of trained SAEs and of twins."""
+    """Say how people rated the latents of trained SAEs and of twins; each is held to the first trained SAE."""
     from saebench_core.api import read_ratings
 
     found = read_ratings(workdir, files)

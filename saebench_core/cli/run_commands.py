@@ -111,8 +111,8 @@ def _summary(work: Opened) -> dict[str, Any]:
         for task in whole.tasks
     ]
     waiting = whole.total(whole.waiting(store))
-    machine = work.machine
-    planned = {"gpu": {"name": machine.name, "memory_bytes": machine.memory_bytes}} if machine.name else {}
+    gpu = work.machine.gpu
+    planned = {"gpu": {"name": gpu.name, "memory_bytes": gpu.memory_bytes}} if gpu else {}
     return {
         "schema": 1,
         "name": work.registry.name,

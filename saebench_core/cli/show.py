@@ -90,12 +90,13 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     table.add_column("task", overflow="fold")
     for column in ("cells", "time", "memory", "disk", ""):
         table.add_column(column, justify="right", no_wrap=True)
+    gpu = work.machine.gpu
     scores = [task for task in summary["tasks"] if task["kind"] == "score"]
     for task in summary["tasks"]:
         if task["kind"] != "score":
             table.add_row(
                 task["label"], str(task["cells"] or ""), duration(task["seconds"]), size(task["memory_bytes"]),
-                size(task["disk_bytes"]), _state(task, work.machine.memory_bytes),
+                size(task["disk_bytes"]), _state(task, gpu.memory_bytes if gpu else None),
             )  # fmt: skip
     done = sum(task["done"] for task in scores)
     table.add_row(
@@ -111,8 +112,8 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     needs = f"up to {size(left['memory_bytes'])} of memory, {size(left['disk_bytes'])} of disk"
     models = any(not description.regenerates for description in work.registry.descriptions.values())
     place = f"on {environment.device}" + (f", model backbones in {environment.backbone_dtype}" if models else "")
-    if work.machine.name:
-        place = f"on one {work.machine.name} at half of its stated rates"
+    if gpu:
+        place = f"on one {gpu.name} at half of its stated rates"
     text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
     console.print(text, highlight=False)
 
@@ -122,7 +123,7 @@ def print_ratings(found: Rated) -> None:
     console = Console()
     table = Table(box=None, pad_edge=False)
     table.add_column("constraint")
-    for name in ("latents", "mean of 1 to 5", "rated 4 or 5", "trained - this", "95 % interval"):
+    for name in ("latents", "mean of 1 to 5", "rated 4 or 5", "first - this", "95 % interval"):
         table.add_column(name, justify="right")
     group = None
     for row in found.rows:
@@ -136,5 +137,6 @@ def print_ratings(found: Rated) -> None:
     people = "one person" if found.raters == 1 else f"{found.raters} people"
     apart = "" if found.apart is None else f"; two ratings of a latent are {found.apart:.2f} apart on average"
     console.print(f"sheet {found.sheet}, {people}{apart}", highlight=False)
-    if found.rank_correlation is not None:
-        console.print(f"rank correlation with the metric's scores: {found.rank_correlation:+.2f}", highlight=False)
+    for name, value in found.rank_correlations.items():
+        told = f"rank correlation with the metric's scores, {name}: {value:+.2f}"
+        console.print(told, highlight=False, markup=False)

@@ -61,6 +61,7 @@ class BackboneDescription:
         disk_bytes: what `Backbone.prepare` stores beside activations: conversions, corpora, a model trained here.
         seconds_per_row: estimate for one row of activations on this machine.
         flops_per_row: operations of one row, so that a plan can be made for another machine.
+        whole_pass: what a pass through all of the model and its output costs, in rows.
         facts: further sizes for plan and report.
     """
 
@@ -71,6 +72,7 @@ class BackboneDescription:
     disk_bytes: int = 0
     seconds_per_row: float = 1e-6
     flops_per_row: float | None = None
+    whole_pass: float = 1.0
     facts: Mapping[str, Json] = field(default_factory=dict)
 
 

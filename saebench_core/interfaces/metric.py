@@ -136,6 +136,8 @@ class Subject:
 class Work(NamedTuple):
     """Rows (tokens, patches) that a metric has computed, about; a backward pass counts as two.
 
+    A row costs what the backbone takes to its deepest site; a pass through all of it costs `whole_pass` rows.
+
     Attributes:
         prepared: by the backbone, once for a backbone and site.
         scored: by the backbone, for each SAE.

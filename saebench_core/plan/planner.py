@@ -9,7 +9,7 @@ from typing import Any, cast
 from saebench_core.catalog import Catalog
 from saebench_core.interfaces.backbone import BackboneConfig
 from saebench_core.interfaces.context import Split
-from saebench_core.interfaces.metric import Metric, MetricConfig
+from saebench_core.interfaces.metric import Metric, MetricConfig, Work
 from saebench_core.plan.costs import NOMINAL, Machine, activations_cost, load_cost, metric_cost, score_cost, train_cost
 from saebench_core.plan.graph import Plan, Product, Task
 from saebench_core.plan.keys import (
@@ -60,6 +60,7 @@ class _Planner:
         self._twins: dict[str, Product] = {}
         self._measured: dict[str, Product] = {}
         self._prepared: set[str] = set()
+        self._works: dict[tuple[str, str], Work] = {}
 
     def plan(self, cells: tuple[Cell, ...]) -> Plan:
         everything = with_twins(cells, self.catalog)
@@ -195,6 +196,13 @@ class _Planner:
         beside = product_of(cell.reference.of if cell.reference else None)
         return trained_product(cell, stream, twin, beside), needs
 
+    def _work(self, metric: Entry[MetricConfig], backbone: Entry[BackboneConfig]) -> Work:
+        """Return what a metric has computed; asked once, for it may have to look tables up."""
+        place = (metric.name, backbone.name)
+        if place not in self._works:
+            self._works[place] = cast(Metric, metric.instance).work(self.registry.descriptions[backbone.name])
+        return self._works[place]
+
     def _metric(self, metric: Entry[MetricConfig], backbone: Entry[BackboneConfig], site: str) -> Task:
         def make() -> Task:
             instance = cast(Metric, metric.instance)
@@ -207,7 +215,7 @@ class _Planner:
             )
             stored = instance.stored_bytes(description, site) + self._preparation(backbone)
             label = f"prepare | {metric.name} | {backbone.name} | {site}"
-            estimate = metric_cost(description, stored, instance.work(description), self.machine)
+            estimate = metric_cost(description, stored, self._work(metric, backbone), self.machine)
             return Task("metric", label, (product,), needs, (), backbone, site, metric=metric, estimate=estimate)
 
         return self._once(make, "metric", metric.name, backbone.name, site)
@@ -229,7 +237,7 @@ class _Planner:
                 cell.site,
                 metric=metric,
                 beside=beside,
-                estimate=score_cost(cell, description, metric.instance.work(description), self.machine),
+                estimate=score_cost(cell, description, self._work(metric, cell.backbone), self.machine),
             )
         )
 

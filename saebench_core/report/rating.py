@@ -30,6 +30,7 @@ class Blind(NamedTuple):
     Attributes:
         group: which comparison it belongs to.
         constraint: whose it is.
+        column: which of the comparison's SAEs that is; the first that is trained is the one that others are held to.
         trained: whether nothing of that SAE was held random.
         latent: which one.
         score: what the metric gave it.
@@ -38,6 +39,7 @@ class Blind(NamedTuple):
 
     group: str
     constraint: str
+    column: int
     trained: bool
     latent: str
     score: float | None
@@ -47,9 +49,9 @@ class Blind(NamedTuple):
 def blinded(galleries: Sequence[Gallery], seed: int) -> list[Blind]:
     """Return all latents of galleries in random order; their places are the numbers on the sheet, from one."""
     found = [
-        Blind(gallery.title, column.label, column.trained, card.title, card.score, card.excerpts)
+        Blind(gallery.title, column.label, place, column.trained, card.title, card.score, card.excerpts)
         for gallery in galleries
-        for column in gallery.columns
+        for place, column in enumerate(gallery.columns)
         for card in column.cards
     ]
     random.Random(f"rating sheet {seed}").shuffle(found)

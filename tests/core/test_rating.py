@@ -138,7 +138,7 @@ def test_ratings_by_hand(tmp_path):
     low, high = random.interval
     assert 0.9 < low < 1.75 < high < 2.6
     assert found.apart == pytest.approx((2 + 2) / 2)
-    assert found.rank_correlation is None  # all scores are alike
+    assert found.rank_correlations == {}  # all scores are alike
     assert found == read_ratings(tmp_path, [one, two])
     alone = read_ratings(tmp_path, [two])
     assert (alone.raters, alone.apart, alone.rows[1].interval) == (1, None, None)
@@ -149,9 +149,9 @@ def test_ratings_beside_scores(tmp_path):
     items = blinded([Gallery("g", "", (Column("trained", cards, True),))], 0)
     keyed(tmp_path, items)
     order = {number: round(10 * item.score) + 1 for number, item in enumerate(items, 1)}
-    assert read_ratings(tmp_path, [saved(tmp_path, "a", items, order)]).rank_correlation == pytest.approx(1)
+    assert read_ratings(tmp_path, [saved(tmp_path, "a", items, order)]).rank_correlations == {"g": pytest.approx(1)}
     turned = {number: 6 - value for number, value in order.items()}
-    assert read_ratings(tmp_path, [saved(tmp_path, "b", items, turned)]).rank_correlation == pytest.approx(-1)
+    assert read_ratings(tmp_path, [saved(tmp_path, "b", items, turned)]).rank_correlations == {"g": pytest.approx(-1)}
 
 
 @pytest.mark.parametrize(
@@ -172,6 +172,41 @@ def test_what_is_no_rating_is_refused(tmp_path, changes, message):
     keyed(tmp_path, items)
     with pytest.raises(InputError, match=message):
         read_ratings(tmp_path, [saved(tmp_path, "a", items, {"1": 1}, **changes)])
+
+
+def test_the_first_trained_sae_is_what_others_are_held_to(tmp_path):
+    def column(name, trained):
+        return Column(name, tuple(Card(f"latent {number}", "", "", ()) for number in range(3)), trained)
+
+    galleries = [Gallery("g", "", (column("trained", True), column("trained-cov", True), column("untrained", False)))]
+    for seed in range(5):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        items = blinded(galleries, seed)
+        keyed(folder, items)
+        worth = {"trained": 5, "trained-cov": 3, "untrained": 1}
+        ratings = {number: worth[item.constraint] for number, item in enumerate(items, 1)}
+        rows = read_ratings(folder, [saved(folder, "a", items, ratings)]).rows
+        assert [(row.constraint, row.gap) for row in rows] == [("trained", None), ("trained-cov", 2), ("untrained", 4)]
+
+
+def test_one_person_counts_once(tmp_path):
+    items = blinded([gallery()], 0)
+    keyed(tmp_path, items)
+    first = saved(tmp_path, "a", items, {"1": 1, "2": 2})
+    with pytest.raises(InputError, match="ratings of the same person"):
+        read_ratings(tmp_path, [first, saved(tmp_path, "b", items, {"1": 1, "2": 2})])
+    with pytest.raises(InputError, match="ratings of the same person"):
+        read_ratings(tmp_path, [first, saved(tmp_path, "c", items, {"1": 5}, rater="a")])
+    assert read_ratings(tmp_path, [first, saved(tmp_path, "d", items, {"1": 5})]).raters == 2
+
+
+def test_a_damaged_key_is_told(tmp_path):
+    items = blinded([gallery()], 0)
+    keyed(tmp_path, items)
+    next((tmp_path / "reports").glob("*.key.json")).write_text("{}")
+    with pytest.raises(InputError, match="no key of a sheet any more"):
+        read_ratings(tmp_path, [saved(tmp_path, "a", items, {"1": 1})])
 
 
 def test_files_are_of_one_sheet_and_can_be_read(tmp_path):
@@ -213,5 +248,7 @@ def test_from_run_to_ratings_at_the_command_line(tmp_path):
     document = json.loads(call("ratings", "read", "mine.json", "--json", cwd=tmp_path).out)
     assert document["rows"][0]["constraint"] == "trained"
     assert call("ratings", "read", "none.json", cwd=tmp_path).code == 2
+    other = call("--plugin-file", plugin, "ratings", "sheet", "--metric", "mime", cwd=tmp_path)
+    assert (other.code, "no metric is called so; there are reconstruction, mine" in other.err) == (2, True)
     none = call("ratings", "read", cwd=tmp_path)
     assert none.code == 2

@@ -253,7 +253,7 @@ def test_saebench_draws_larger_codes_more_often():
     others = [
         window
         for seed in range(400)
-        for window in peaks_of(codes, seed, top=2, held=1, weighted=1, silent=2).shown
+        for window in peaks_of(codes, seed, top=2, held=1, weighted=2, silent=2).shown
         if window.peak < 50
     ]
     assert len(others) == 400
@@ -268,20 +268,37 @@ def test_saebench_draws_larger_codes_more_often():
 
 def test_saebench_does_without_latents_that_fire_too_seldom():
     codes = torch.zeros(20, 9)
-    codes[0, 4] = codes[1, 4] = 1
-    assert not peaks_of(codes).tested
-    codes[2, 4] = 1
-    sample = peaks_of(codes)
-    assert (len(sample.shown), sum(sample.active)) == (1, 2)
+    codes[:3, 4] = torch.tensor([3.0, 2.0, 1.0])
+    assert peaks_of(codes, top=2, held=1, weighted=0).tested
+    assert not peaks_of(codes, top=3, held=1, weighted=2).tested  # none is left to be drawn by its square
+    codes[3:5, 4] = 0.5
+    sample = peaks_of(codes, top=3, held=1, weighted=2)
+    assert (len(sample.shown), sum(sample.active), len(sample.tested)) == (3, 2, 8)
+    assert not peaks_of(codes, top=3, held=1, weighted=2, silent=16).tested
     assert not peaks_of(torch.ones(20, 9)).tested
+    with pytest.raises(ValidationError, match="none is left to be shown"):
+        AutointerpConfig(protocol={"type": "saebench", "held": 7}, judge=llm("http://localhost/v1"))
+
+
+def test_no_window_of_saebench_shows_what_another_tests():
+    draw = torch.Generator().manual_seed(1)
+    codes = torch.where(torch.rand(30, 60, generator=draw) < 0.3, torch.rand(30, 60, generator=draw) + 0.1, 0)
+    codes[:, 30:] = 0
+    codes[12:] = 0
+    sample = peaks_of(codes)
+    middles = [window.number for window in (*sample.shown, *sample.tested) if window.peak > 0]
+    assert len(middles) == 9
+    for one in middles:
+        assert not [other for other in middles if other != one and other // 60 == one // 60 and abs(other - one) <= 3]
 
 
 def test_faint_codes_are_not_marked():
     codes = torch.zeros(20, 9)
     codes[:3, 4] = torch.tensor([10.0, 9.0, 8.0])
-    codes[:3, 5] = 0.09
-    sample = peaks_of(codes, top=3, held=1)
+    codes[:3, 5] = codes[3:6, 4] = 0.09
+    sample = peaks_of(codes, top=3, held=1, weighted=0)
     assert all((window.values > 0).sum() == 1 for window in sample.shown)
+    assert not peaks_of(codes, top=3, held=1, weighted=2).tested  # what is so faint is no window either
 
 
 def test_latents_are_drawn_among_those_that_fire():

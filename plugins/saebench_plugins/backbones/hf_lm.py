@@ -107,7 +107,13 @@ class HfLm(Backbone):
             disk_bytes=self._corpus_bytes() + (sizes.parameters * (2 if slim else 4) if self._source.is_gguf else 0),
             seconds_per_row=2 * body * share / speed,
             flops_per_row=2 * body * share,
-            facts={"layers": sizes.layers, "vocabulary": sizes.vocabulary, "parameters": sizes.parameters},
+            whole_pass=sizes.parameters / (body * share),
+            facts={
+                "layers": sizes.layers,
+                "vocabulary": sizes.vocabulary,
+                "parameters": sizes.parameters,
+                "dtype": self.config.dtype,
+            },
         )
 
     def _corpus_bytes(self) -> int:

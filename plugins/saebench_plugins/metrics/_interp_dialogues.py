@@ -168,7 +168,7 @@ SAEBENCH: Final = Dialogue(
 
 DETECTION: Final = Dialogue(
     explain=(
-        "You study single latents of a language model. You are shown excerpts of text, weak and strong ones mixed. "
+        "You study single latents of a language model. You are shown excerpts of text, from strong ones to weak ones. "
         "Tokens at which the latent is strongly active stand between << and >>; below each excerpt are all tokens at "
         "which it is active, with a number from 0 to 10 for how much. Find what makes it active: what the tokens are, "
         "or what stands around them. Be short, name no examples, and do not mention markings or numbers. End with one "

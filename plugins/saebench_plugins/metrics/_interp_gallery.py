@@ -20,21 +20,25 @@ def galleries(found: Sequence[Observed], seed: int) -> list[Gallery]:
     """Return a gallery for each backbone, site, architecture and L0; of every constraint the first seed there is."""
     caption = (
         f"{_BEST} of the latents told best, then {_RANDOM} of those asked about at random; marked where the latent "
-        "fires, the stronger the larger its code. Windows are those with the largest codes."
+        "fires, the stronger the larger its code. Windows are the strongest of those that it is described from."
     )
 
     def cards(cell: Observed) -> tuple[Card, ...]:
         best = sorted(_rows(cell), key=lambda row: (-row["accuracy"], row["latent"]))[:_BEST]
-        random = _drawn(cell, _RANDOM, seed)
+        random = _drawn(cell, _RANDOM, seed, "gallery")
         return (*(_card(row, ", told best") for row in best), *(_card(row, ", at random") for row in random))
 
     return _side_by_side(found, caption, cards)
 
 
 def drawn_latents(found: Sequence[Observed], count: int, seed: int) -> list[Gallery]:
-    """Return galleries of so many random latents of each SAE."""
+    """Return galleries of so many random latents of each SAE, drawn otherwise than those that a report shows."""
     caption = "Marked where the latent fires, the stronger the larger its code."
-    return _side_by_side(found, caption, lambda cell: tuple(_card(row, "") for row in _drawn(cell, count, seed)))
+
+    def cards(cell: Observed) -> tuple[Card, ...]:
+        return tuple(_card(row, "") for row in _drawn(cell, count, seed, "to rate"))
+
+    return _side_by_side(found, caption, cards)
 
 
 def _side_by_side(
@@ -56,9 +60,9 @@ def _rows(cell: Observed) -> list[dict[str, Any]]:
     return [dict(zip(cell.items, row, strict=True)) for row in zip(*cell.items.values(), strict=True)]
 
 
-def _drawn(cell: Observed, count: int, seed: int) -> list[dict[str, Any]]:
+def _drawn(cell: Observed, count: int, seed: int, use: str) -> list[dict[str, Any]]:
     rows = _rows(cell)
-    order = torch.randperm(len(rows), generator=named_generator(seed, "autointerp gallery"), device="cpu").tolist()
+    order = torch.randperm(len(rows), generator=named_generator(seed, f"autointerp {use}"), device="cpu").tolist()
     return [rows[place] for place in order[:count]]
 
 

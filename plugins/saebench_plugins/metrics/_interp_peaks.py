@@ -38,8 +38,25 @@ class Peaks:
     silent: int
 
 
+@dataclass
+class _Free:
+    """Places where a latent fires, the largest code first, without those that a window may not stand at any more."""
+
+    places: Tensor
+    codes: Tensor
+    length: int
+
+    def take(self, number: int, around: int) -> int:
+        """Return a place, and leave out all that lie so near to it."""
+        place = int(self.places[number])
+        near = (self.places - place).abs() <= around
+        near &= self.places // self.length == place // self.length
+        self.places, self.codes = self.places[~near], self.codes[~near]
+        return place
+
+
 def draw_peaks(latent: int, firing: Firing, recorded: Recorded, peaks: Peaks, seed: int) -> Sample:
-    """Return a latent's windows, none of which overlaps another of the same kind in its middle.
+    """Return a latent's windows; no middle of one that has the latent lies in another.
 
     Args:
         latent: its number.
@@ -49,81 +66,63 @@ def draw_peaks(latent: int, firing: Firing, recorded: Recorded, peaks: Peaks, se
         seed: of all draws.
 
     Returns:
-        Nothing tested where it does not fire at enough places that lie far enough from the ends of sequences and from
-        each other to hold some back.
+        Nothing tested where there are not as many places of each kind as are held back, and one more.
     """
     draw = named_generator(seed, "autointerp peaks", str(latent))
+    length, around = recorded.ids.shape[1], peaks.around
+    column = firing.windows % length
+    inside = (column >= around) & (column < length - around)
+    free = _Free(firing.windows[inside], firing.values[inside, 0], length)
+    faint = _FAINT * float(free.codes[0]) if len(free.codes) else 0.0
+    top: list[int] = []
+    least = 0.0
+    while len(top) < peaks.top and len(free.codes):
+        least = float(free.codes[0])
+        top.append(free.take(0, around))
+    rest = (free.codes < least) & (free.codes > faint)
+    free = _Free(free.places[rest], free.codes[rest], length)
+    weighted: list[int] = []
+    while len(weighted) < peaks.weighted and len(free.codes):
+        weighted.append(free.take(_by_square(free.codes, draw), around))
     codes = torch.zeros(recorded.ids.shape, device="cpu")
     codes.view(-1)[firing.windows] = firing.values[:, 0]
-    free = torch.zeros_like(codes, dtype=torch.bool)
-    free[:, peaks.around : codes.shape[1] - peaks.around] = True
-    top = _largest(codes, free.clone(), peaks)
-    if len(top) <= peaks.held:
+    silent = _silent(codes, around, peaks.silent, draw)
+    wanted = ((top, peaks.held), (weighted, peaks.held if peaks.weighted else -1), (silent, peaks.silent - 1))
+    if any(len(found) <= count for found, count in wanted):
         return Sample(latent, [], [], [])
-    least = min(float(codes.view(-1)[place]) for place in top)
-    weighted = _weighted(codes, free & (codes < least), peaks, draw)
-    faint = _FAINT * float(codes.view(-1)[top[0]])
-    windows = [[_window(place, codes, recorded, peaks.around, faint) for place in part] for part in (top, weighted)]
-    shown, held = _split(windows, peaks.held, draw)
-    quiet = torch.nn.functional.max_pool1d(codes[None], 2 * peaks.around + 1, 1, peaks.around)[0] <= 0
-    places = (free & quiet).view(-1).nonzero()[:, 0]
-    silent = places[torch.randperm(len(places), generator=draw, device="cpu")[: peaks.silent]].tolist()
-    if not silent:
-        return Sample(latent, [], [], [])
-    quiet_windows = [_window(place, codes, recorded, peaks.around, faint) for place in silent]
-    return mixed(latent, sorted(shown, key=lambda window: -window.peak), held, quiet_windows, draw)
+    kinds = [[_window(place, codes, recorded, around, faint) for place in part] for part in (top, weighted)]
+    shown, held = _split([part for part in kinds if part], peaks.held, draw)
+    quiet = [_window(place, codes, recorded, around, faint) for place in silent]
+    return mixed(latent, sorted(shown, key=lambda window: -window.peak), held, quiet, draw)
 
 
-def _split(windows: Sequence[Sequence[Window]], held: int, draw: torch.Generator) -> tuple[list[Window], list[Window]]:
-    """Hold some of each kind back at random, of the rarer kind only where others are left."""
-    shown, tested = [], []
-    for part in windows:
+def _by_square(codes: Float[Tensor, " places"], draw: torch.Generator) -> int:
+    """Draw a number with the squares of codes as weights."""
+    sums = codes.double().square().cumsum(0)  # fp64 adds up millions of squares
+    hit = torch.rand(1, generator=draw, dtype=torch.float64, device="cpu") * sums[-1]
+    return int(torch.searchsorted(sums, hit, right=True).clamp(max=len(codes) - 1))
+
+
+def _silent(codes: Float[Tensor, "sequences length"], around: int, count: int, draw: torch.Generator) -> list[int]:
+    """Draw middles of windows without any code."""
+    free: Bool[Tensor, "sequences length"] = (
+        torch.nn.functional.max_pool1d(codes[None], 2 * around + 1, 1, around)[0] <= 0
+    )
+    free[:, :around] = False
+    free[:, codes.shape[1] - around :] = False
+    places = free.view(-1).nonzero()[:, 0]
+    return places[torch.randperm(len(places), generator=draw, device="cpu")[:count]].tolist()
+
+
+def _split(kinds: Sequence[Sequence[Window]], held: int, draw: torch.Generator) -> tuple[list[Window], list[Window]]:
+    """Hold some of each kind back at random."""
+    shown: list[Window] = []
+    tested: list[Window] = []
+    for part in kinds:
         order = torch.randperm(len(part), generator=draw, device="cpu").tolist()
-        cut = held if len(part) > held else 0
-        tested += [part[place] for place in order[:cut]]
-        shown += [part[place] for place in order[cut:]]
+        tested += [part[place] for place in order[:held]]
+        shown += [part[place] for place in order[held:]]
     return shown, tested
-
-
-def _largest(
-    codes: Float[Tensor, "sequences length"], free: Bool[Tensor, "sequences length"], peaks: Peaks
-) -> list[int]:
-    """Return the largest codes' places, none nearer to another than ``around``."""
-    order = torch.where(free, codes, 0).view(-1).sort(descending=True, stable=True)
-    found: list[int] = []
-    for value, place in zip(order.values.tolist(), order.indices.tolist(), strict=True):
-        if value <= 0 or len(found) == peaks.top:
-            break
-        if free.view(-1)[place]:
-            found.append(place)
-            _close(free, place, peaks.around)
-    return found
-
-
-def _weighted(
-    codes: Float[Tensor, "sequences length"],
-    free: Bool[Tensor, "sequences length"],
-    peaks: Peaks,
-    draw: torch.Generator,
-) -> list[int]:
-    """Draw places by the squares of their codes, none nearer to another than ``around``."""
-    found: list[int] = []
-    while len(found) < peaks.weighted:
-        places = (free & (codes > 0)).view(-1).nonzero()[:, 0]
-        if not len(places):
-            break
-        # fp64 adds up millions of squares, and one draw decides
-        sums = codes.view(-1)[places].double().square().cumsum(0)
-        hit = torch.rand(1, generator=draw, dtype=torch.float64, device="cpu") * sums[-1]
-        place = int(places[torch.searchsorted(sums, hit, right=True).clamp(max=len(places) - 1)])
-        found.append(place)
-        _close(free, place, peaks.around)
-    return found
-
-
-def _close(free: Bool[Tensor, "sequences length"], place: int, around: int) -> None:
-    row, column = divmod(place, free.shape[1])
-    free[row, max(0, column - around) : column + around + 1] = False
 
 
 def _window(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Annotated, Literal, final
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from saebench_core import Model
 from saebench_plugins.metrics._interp_dialogues import DETECTION, FUZZING, PAPER, SAEBENCH, Dialogue
@@ -122,7 +122,8 @@ class DelphiProtocol(Protocol):
 class SaebenchProtocol(Protocol):
     """SAEBench's: windows around peaks, all judged at once; most of them are silent.
 
-    Other than there, no silent window is drawn in which the latent fires, and answers that cannot be read are wrong.
+    Other than there, no silent window is drawn in which the latent fires, no middle of a window lies in another, and
+    answers that cannot be read are wrong.
     """
 
     type: Literal["saebench"] = "saebench"
@@ -133,6 +134,15 @@ class SaebenchProtocol(Protocol):
     weighted: int = Field(7, ge=0, description="Windows drawn with the square of the code as weight.")
     held: PositiveInt = Field(2, description="Windows of each of both that are tested and not shown.")
     silent: PositiveInt = Field(10, description="Tested windows in which the latent does not fire.")
+
+    @model_validator(mode="after")
+    def _some_are_shown(self) -> SaebenchProtocol:
+        if self.held >= self.top or 0 < self.weighted <= self.held:
+            raise ValueError(
+                f"of {self.top} top and {self.weighted} weighted windows {self.held} each are held back (held), so "
+                "that none is left to be shown; give more, or no weighted ones"
+            )
+        return self
 
     @property
     def dialogue(self) -> Dialogue:
@@ -147,7 +157,7 @@ class SaebenchProtocol(Protocol):
     @property
     def chance(self) -> float:
         """Most windows are silent: who says so of all is right of those."""
-        active = self.held * (1 + (self.weighted > self.held))
+        active = self.held * (1 + (self.weighted > 0))
         return max(active, self.silent) / (active + self.silent)
 
     @property

@@ -64,12 +64,14 @@ class Reply(NamedTuple):
         refused: the model, or a filter before it, would not answer.
         retries: tries that failed before.
         tokens: tokens read and written.
+        cut: it ended for want of room.
     """
 
     text: str
     refused: bool
     retries: int
     tokens: tuple[int, int]
+    cut: bool = False
 
 
 Ask = Callable[[Sequence[Message], int], Reply]
@@ -127,7 +129,8 @@ class LlmClient:
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
         self._count(tokens)
         refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
-        return Reply(choice.message.content or "", refused, int(raw.retries_taken), tokens)
+        cut = choice.finish_reason == "length"
+        return Reply(choice.message.content or "", refused, int(raw.retries_taken), tokens, cut)
 
     def _failed(self, why: str) -> str:
         """Say that there is no answer; a key that a server echoes is not repeated."""

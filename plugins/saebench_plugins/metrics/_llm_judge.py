@@ -15,6 +15,7 @@ from saebench_plugins.metrics._windows import Window
 __all__ = ["LlmJudge"]
 
 _LIST_TOKENS: Final = 80
+_TOKENS_A_WINDOW: Final = 6
 
 
 @final
@@ -42,6 +43,7 @@ class LlmJudge(Judge):
         tally: Counter[str] = Counter()
         messages = [_system(self.dialogue.explain), _user(excerpts)]
         reply = self._asked(messages, self.dialogue.phrase_tokens, tally)
+        tally["refused"] += reply.refused or not reply.text.strip()
         return Description(self.dialogue.phrase(reply.text), None, dict(tally))
 
     def marks(self, description: Description, windows: Sequence[Window]) -> tuple[list[Mark], Mapping[str, float]]:
@@ -61,17 +63,21 @@ class LlmJudge(Judge):
 
     def _read(self, messages: Sequence[Message], count: int, tally: Counter[str]) -> list[Mark]:
         """Return what was said of each window; None where two tries gave nothing that could be read."""
-        reply = self._asked(messages, _LIST_TOKENS, tally)
-        answers = None if reply.refused else self.dialogue.read(reply.text, count)
+        room = max(_LIST_TOKENS, _TOKENS_A_WINDOW * count)
+        reply = self._asked(messages, room, tally)
+        answers = self._answers(reply, count)
         if answers is None and not reply.refused:
             tally["repaired"] += 1
             repair = _user(self.dialogue.repair.format(count=count))
             again = [*messages, {"role": "assistant", "content": reply.text}, repair]
-            answers = self.dialogue.read(self._asked(again, _LIST_TOKENS, tally).text, count)
+            answers = self._answers(self._asked(again, room, tally), count)
         if answers is None:
             tally["refused" if reply.refused else "unparsed"] += count
             return [Mark(None, None)] * count
         return [Mark(bool(answer), None) for answer in answers]
+
+    def _answers(self, reply: Reply, count: int) -> list[int] | None:
+        return None if reply.refused or reply.cut else self.dialogue.read(reply.text, count)
 
     def _asked(self, messages: Sequence[Message], max_tokens: int, tally: Counter[str]) -> Reply:
         reply = self.ask(messages, max_tokens)

@@ -72,7 +72,9 @@ class Autointerp(Metric):
         found = {
             "accuracy": self._info("higher", of if self._asks else f"{of}; a proxy, no language model", headline=True),
             "above_0.7": self._info("higher", "share of latents with a balanced accuracy above 0.7"),
-            "yield": self._info("higher", "share of all latents that fire, times the share of them above 0.7"),
+            "yield": self._info(
+                "higher", "share of all latents that fire and can be tested, times the share of them above 0.7"
+            ),
             "accuracy_shuffled": self._info("none", f"{of}, by the description of another latent"),
         }
         if not self._asks:
@@ -146,7 +148,10 @@ class Autointerp(Metric):
         rows = self._rows(samples, self._judge(context), context)
         for row, sample in zip(rows, samples, strict=True):
             row["places"] = int(counts[sample.latent])
-        return Scored(self._means(rows, alive, len(counts)), {name: [row[name] for row in rows] for name in rows[0]})
+        return Scored(
+            self._means(rows, alive * len(samples) / len(drawn), alive, len(counts)),
+            {name: [row[name] for row in rows] for name in rows[0]},
+        )
 
     def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
         """Show the best and some random latents of trained SAEs beside those of twins."""
@@ -208,13 +213,15 @@ class Autointerp(Metric):
 
         return judge_of(self.config, _model(context), context.device, kept)
 
-    def _means(self, rows: Sequence[Mapping[str, Any]], alive: float, d_sae: int) -> dict[str, Score | NotApplicable]:
+    def _means(
+        self, rows: Sequence[Mapping[str, Any]], testable: float, alive: float, d_sae: int
+    ) -> dict[str, Score | NotApplicable]:
         n, good = len(rows), fmean(row["balanced_accuracy"] > _GOOD for row in rows)
         shuffled = [row["shuffled"] for row in rows if row["shuffled"] is not None]
         own: dict[str, Score | NotApplicable] = {
             "accuracy": Score(fmean(row["accuracy"] for row in rows), n),
             "above_0.7": Score(good, n),
-            "yield": Score(alive * good, d_sae),
+            "yield": Score(testable * good, d_sae),
             "accuracy_shuffled": Score(fmean(shuffled), len(shuffled))
             if shuffled
             else NotApplicable("no description of another latent was tested"),

@@ -140,7 +140,8 @@ class LossRecovered(Metric):
         if description.modality == "vision":
             patches = description.facts.get("tokens_per_image")
             rows = self.config.images * (patches if isinstance(patches, int) else 1)
-        return Work(prepared=3 * rows, scored=2 * rows, encoded=rows)
+        passed = int(rows * description.whole_pass)
+        return Work(prepared=3 * passed, scored=2 * passed, encoded=rows)
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Compute the clean and the zero-ablated losses of every item."""

@@ -111,7 +111,8 @@ class Ravel(Metric):
         tested *= _PROMPT + config.words
         prepared = asked * (_PROMPT + config.words) + learned * (config.epochs + config.rotation_epochs) + 4 * tested
         scored = learned * config.epochs + (3 + _RANDOM_DRAWS) * tested
-        return Work(prepared=int(prepared), scored=int(scored), encoded=int(2 * scored / _PROMPT))
+        whole = description.whole_pass
+        return Work(prepared=int(whole * prepared), scored=int(whole * scored), encoded=int(2 * scored / _PROMPT))
 
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count twenty tokens for every prompt that pairs may use."""

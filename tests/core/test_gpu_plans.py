@@ -60,7 +60,7 @@ def test_scores_cost_what_they_compute_by_hand():
 def test_groups_that_do_not_fit_are_cut_and_streamed_again():
     cells = [cell for cell in load().active if cell.seed == 0 and cell.constraint.instance.trains]
     sized = BackboneDescription("language", {"s": 8}, flops_per_row=3e9)
-    large, small = (planned_gpu(f"20:300:{memory}", "bf16") for memory in (80, 0.00005))
+    large, small = (planned_gpu(f"20:300:{memory}", "bf16") for memory in ("80", "0.000025"))
     whole, cut = (train_cost(cells, sized, False, machine) for machine in (large, small))
     assert cut.memory_bytes < whole.memory_bytes
     streams = (cut.seconds - whole.seconds) / (cells[0].training.total_rows * 3e9 / 150e12)

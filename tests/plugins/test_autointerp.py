@@ -86,6 +86,14 @@ class TokenWorld(Backbone):
     logits = words = tokenise
 
 
+class StrongAndWeak(TokenWorld):
+    """The same tokens, with activations that differ in size."""
+
+    def read(self, tokens, site):
+        strengths = 1 + torch.rand(SEQUENCES, LENGTH, generator=torch.Generator().manual_seed(1))
+        return super().read(tokens, site) * strengths[self._range][: len(tokens.ids)][tokens.kept][:, None]
+
+
 def one_to_one(d_in=D_IN):
     return SparseAutoencoder.start(torch.eye(d_in), torch.eye(d_in), torch.zeros(d_in), TopK(3), "none")
 
@@ -251,19 +259,15 @@ def test_saebench_draws_larger_codes_more_often():
     codes[:60, 4] = torch.tensor([1.0] * 30 + [3.0] * 30)
     codes[0, 4], codes[30, 4] = 90, 50
     others = [
-        window
+        next(window for window in peaks_of(codes, seed, top=2, held=1, weighted=2, silent=2).shown if window.peak < 50)
         for seed in range(400)
-        for window in peaks_of(codes, seed, top=2, held=1, weighted=2, silent=2).shown
-        if window.peak < 50
     ]
-    assert len(others) == 400
     share = sum(window.peak == 3 for window in others) / len(others)
     assert share == pytest.approx(29 * 9 / (29 * 9 + 29), abs=0.05)
     codes[30, 4] = 3  # as large as the lowest top window is none of the others
-    shown = [
-        window for seed in range(50) for window in peaks_of(codes, seed, top=2, held=1, weighted=1, silent=2).shown
-    ]
-    assert sum(window.peak == 1 for window in shown) == 50
+    for seed in range(50):
+        sample = peaks_of(codes, seed, top=2, held=1, weighted=2, silent=2)
+        assert sum(window.peak == 1 for window in (*sample.shown, *sample.tested)) == 2
 
 
 def test_saebench_does_without_latents_that_fire_too_seldom():
@@ -274,7 +278,7 @@ def test_saebench_does_without_latents_that_fire_too_seldom():
     codes[3:5, 4] = 0.5
     sample = peaks_of(codes, top=3, held=1, weighted=2)
     assert (len(sample.shown), sum(sample.active), len(sample.tested)) == (3, 2, 8)
-    assert not peaks_of(codes, top=3, held=1, weighted=2, silent=16).tested
+    assert not peaks_of(codes, top=3, held=1, weighted=2, silent=100).tested
     assert not peaks_of(torch.ones(20, 9)).tested
     with pytest.raises(ValidationError, match="none is left to be shown"):
         AutointerpConfig(protocol={"type": "saebench", "held": 7}, judge=llm("http://localhost/v1"))
@@ -476,7 +480,7 @@ def test_other_protocols(tmp_path, options, asked, floor):
     )
     with server(knows) as url:
         metric = metric_of(llm(url), **options)
-        result, prepared = run(metric, only, tmp_path)
+        result, prepared = run(metric, only, tmp_path, StrongAndWeak())
     assert len(knows.asked) == asked
     assert first_scores(result)["accuracy"] == 1.0
     assert first_scores(result)["balanced_accuracy"] == first_scores(result)["f1"] == 1.0
@@ -745,15 +749,18 @@ def test_the_report_shows_latents_of_trained_saes_beside_twins(tmp_path):
     assert len(excerpt.pieces) == len(excerpt.strengths) == WIDTH
 
 
-def test_latents_to_rate_are_drawn_whatever_their_scores(tmp_path):
-    result, _ = run(metric_of(latents=20), one_to_one(), tmp_path)
+def test_latents_to_rate_are_drawn_whatever_their_scores_and_what_a_report_shows(tmp_path):
+    result, _ = run(metric_of(latents=26), one_to_one(), tmp_path)
     cell = Observed("lm", "s", "topk", "trained", 3.0, 0, True, result.items)
     (gallery,) = metric_of().to_rate([cell], 12)
     cards = gallery.columns[0].cards
-    assert len({card.title for card in cards}) == 12
+    drawn = [int(card.title.removeprefix("latent ")) for card in cards]
+    assert len({*drawn}) == 12 and drawn != sorted(drawn)
     scores = dict(zip(result.items["latent"], result.items["accuracy"], strict=True))
-    assert all(card.score == scores[int(card.title.removeprefix("latent "))] for card in cards)
-    assert [card.score for card in cards] != sorted((card.score for card in cards), reverse=True)
+    assert [card.score for card in cards] == [scores[latent] for latent in drawn]
+    (shown,) = metric_of().galleries([cell])
+    reported = [card.title.split(",")[0] for card in shown.columns[0].cards[3:]]
+    assert reported != [card.title for card in cards[:3]]
 
 
 def test_no_tensor_is_made_on_an_implicit_device(tmp_path):

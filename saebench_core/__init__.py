@@ -55,11 +55,13 @@ if TYPE_CHECKING:
         BackboneConfig as BackboneConfig,
         BackboneDescription as BackboneDescription,
         BackboneSpec as BackboneSpec,
+        EditableModel as EditableModel,
         FeatureTree as FeatureTree,
         GroundTruth as GroundTruth,
         LanguageModel as LanguageModel,
         Patch as Patch,
         Precomputed as Precomputed,
+        ReadableModel as ReadableModel,
         TokenBatch as TokenBatch,
         VisionModel as VisionModel,
     )
@@ -89,6 +91,12 @@ if TYPE_CHECKING:
         Split as Split,
     )
     from saebench_core.interfaces.entry import Json as Json, Model as Model
+    from saebench_core.interfaces.excerpt import (
+        Card as Card,
+        Column as Column,
+        Excerpt as Excerpt,
+        Gallery as Gallery,
+    )
     from saebench_core.interfaces.loaded import (
         LoadedArchitecture as LoadedArchitecture,
         LoadedConfig as LoadedConfig,
@@ -105,6 +113,7 @@ if TYPE_CHECKING:
         Scored as Scored,
         ScoreInfo as ScoreInfo,
         Subject as Subject,
+        Work as Work,
     )
     from saebench_core.kernels import (
         Codes as Codes,
@@ -178,10 +187,12 @@ _HOME: dict[str, str] = {
         "hookspecs": ("hookimpl",),
         "interfaces.architecture": ("Architecture", "ArchitectureConfig", "ArchitectureSpec", "Recipe", "Shape"),
         "interfaces.backbone": (
-            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "FeatureTree",
-            "GroundTruth", "LanguageModel", "Patch", "Precomputed", "TokenBatch", "VisionModel",
+            "ActivationBatch", "Backbone", "BackboneConfig", "BackboneDescription", "BackboneSpec", "EditableModel",
+            "FeatureTree", "GroundTruth", "LanguageModel", "Patch", "Precomputed", "ReadableModel", "TokenBatch",
+            "VisionModel",
         ),
         "interfaces.chart": ("Chart", "ChartPanel", "Observed", "Series"),
+        "interfaces.excerpt": ("Card", "Column", "Excerpt", "Gallery"),
         "interfaces.constraint": (
             "BaseDraw", "Constraint", "ConstraintConfig", "ConstraintSpec", "Init", "Randomised", "Start", "Statistics",
             "Truth", "draw_directions",
@@ -191,7 +202,7 @@ _HOME: dict[str, str] = {
         "interfaces.loaded": ("LoadedArchitecture", "LoadedConfig", "LoadedShape", "LoadedSpec"),
         "interfaces.metric": (
             "Metric", "MetricConfig", "MetricSpec", "NotApplicable", "Prepared", "Score", "ScoreInfo", "Scored",
-            "Subject",
+            "Subject", "Work",
         ),
         "kernels": ("Codes", "PreActivations", "Selected", "Selection", "select_mask"),
         "objectives": (

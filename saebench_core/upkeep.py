@@ -25,7 +25,7 @@ State = Literal["complete", "draft", "remains", "checkpoint"]
 HANDED: Final = frozenset({ROWS, GIVEN})
 """Kinds that notebooks hand over; a registry needs those that its text names by their keys."""
 KINDS: Final = frozenset({"activations", "statistics", "metric", "derived", "sae", "score"}) | HANDED
-"""Kinds that registries are known to need or not to need; any other is left alone."""
+"""Kinds that registries are known to need or not to need; any other is left alone, as is what came from outside."""
 _KEY: Final = re.compile(r"\b[0-9a-f]{64}\b")
 
 

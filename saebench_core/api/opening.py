@@ -12,7 +12,7 @@ from saebench_core.api.environment import surroundings
 from saebench_core.api.machine import measured
 from saebench_core.catalog import Catalog, PluginChoice, make_catalog
 from saebench_core.errors import InputError
-from saebench_core.plan import Environment, Plan, make_plan
+from saebench_core.plan import NOMINAL, Environment, Machine, Plan, make_plan, planned_gpu
 from saebench_core.presets import PREFIX
 from saebench_core.registry import Cell, Document, Registry, load_registry
 from saebench_core.results import CellRecord, Journal, Sweep
@@ -36,6 +36,8 @@ class Opened:
         catalog: installed plugins.
         plan: tasks of the chosen cells.
         workdir: everything is written below it.
+        environment: what of this machine enters product keys.
+        machine: what the plan's estimates go by.
     """
 
     registry: Registry
@@ -43,6 +45,7 @@ class Opened:
     plan: Plan
     workdir: Path
     environment: Environment
+    machine: Machine = NOMINAL
 
     @property
     def store(self) -> Store:
@@ -58,6 +61,11 @@ class Opened:
     def journal(self) -> Journal:
         """Sweeps of the workdir."""
         return Journal(self.workdir)
+
+    @property
+    def slug(self) -> str:
+        """The registry's name as a part of file names."""
+        return "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in self.registry.name)
 
     def records(self) -> list[CellRecord]:
         """Return what every cell has so far."""
@@ -86,6 +94,7 @@ def open_registry(
     only: Sequence[str] = (),
     device: str | None = None,
     choice: PluginChoice | None = None,
+    gpu: str | None = None,
 ) -> Opened:
     """Read, check and plan a registry.
 
@@ -96,6 +105,7 @@ def open_registry(
         only: ``axis=name``: the cells concerned.
         device: in place of the registry's ``runtime.device``.
         choice: which plugins are loaded.
+        gpu: GPU that the plan's estimates are for, in place of this machine.
 
     Raises:
         InputError: one line for each problem.
@@ -104,19 +114,21 @@ def open_registry(
         overrides = (*overrides, f"runtime.device={device}")
     make = Registry.from_preset if source.startswith(PREFIX) else Registry.from_file
     checked_workdir(workdir)
-    return plan_registry(make(source, overrides=overrides, catalog=make_catalog(choice)), workdir, only)
+    return plan_registry(make(source, overrides=overrides, catalog=make_catalog(choice)), workdir, only, gpu)
 
 
-def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = ()) -> Opened:
+def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = (), gpu: str | None = None) -> Opened:
     """Plan a registry in a workdir.
 
     Args:
         registry: validated.
         workdir: folder that everything is written below; made at the first write.
         only: ``axis=name``: the cells concerned.
+        gpu: GPU that estimates are for, in place of this machine; one of `saebench_core.plan.GPUS`, or
+            ``FP32:BF16:GB``.
 
     Raises:
-        InputError: if the workdir can be no folder, or no cell matches.
+        InputError: if the workdir can be no folder, no cell matches, or the GPU is not known.
     """
     workdir = checked_workdir(workdir)
     if not isinstance(only, Sequence):
@@ -124,9 +136,10 @@ def plan_registry(registry: Registry, workdir: Path, only: Sequence[str] = ()) -
     chosen = pick_device(registry.runtime.device)
     environment = Environment.current(chosen.type, pick_dtype(registry.runtime.backbone_dtype, chosen))
     cells: tuple[Cell, ...] | None = registry.select([only] if isinstance(only, str) else only) if only else None
-    machine = measured(chosen.type, registry.runtime.threads)
+    runtime = registry.runtime
+    machine = planned_gpu(gpu, runtime.backbone_dtype) if gpu is not None else measured(chosen.type, runtime.threads)
     plan = make_plan(registry, registry.catalog, environment, cells, machine)
-    return Opened(registry, registry.catalog, plan, workdir, environment)
+    return Opened(registry, registry.catalog, plan, workdir, environment, machine)
 
 
 def checked_workdir(workdir: Path) -> Path:

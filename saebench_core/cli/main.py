@@ -14,6 +14,7 @@ from saebench_core._version import __version__
 from saebench_core.cli import (
     activation_commands,
     plugin_commands,
+    rating_commands,
     read_commands,
     run_commands,
     upkeep_commands,
@@ -49,7 +50,15 @@ app: Final = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 all cells done, 1 some failed, 2 bad input, 130 interrupted, 143 terminated.",
 )
-for module in (run_commands, read_commands, write_commands, upkeep_commands, activation_commands, plugin_commands):
+for module in (
+    run_commands,
+    read_commands,
+    write_commands,
+    rating_commands,
+    upkeep_commands,
+    activation_commands,
+    plugin_commands,
+):
     module.register(app)
 
 

@@ -59,13 +59,18 @@ DEFAULT_WORKDIR = Path(".saebench")
 
 
 def opened(
-    registry: str, workdir: Path, settings: list[str] | None, only: list[str] | None = None, device: str | None = None
+    registry: str,
+    workdir: Path,
+    settings: list[str] | None,
+    only: list[str] | None = None,
+    device: str | None = None,
+    gpu: str | None = None,
 ) -> Opened:
     """Open a registry with the options of a command."""
     from saebench_core.api import open_registry
 
     chosen = [part for option in only or [] for part in re.split(r",(?![^\[]*\])", option)]  # names may be x[a=1,b=2]
-    return open_registry(registry, workdir, overrides=settings or [], only=chosen, device=device)
+    return open_registry(registry, workdir, overrides=settings or [], only=chosen, device=device, gpu=gpu)
 
 
 def check_no_plugin(names: Sequence[str], files: Sequence[Path]) -> None:

@@ -86,21 +86,21 @@ def report(
     settings: Set = None,
 ) -> None:
     """Write one HTML file with tables, figures, certificates and how to repeat the run. It opens from disk."""
-    from saebench_core.api import charts_of
+    from saebench_core.api import charts_of, galleries_of
     from saebench_core.cli.show import descriptions
     from saebench_core.errors import InputError
     from saebench_core.report import write_html
 
     work = opened(registry, workdir, settings, only, device)
-    slug = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in work.registry.name)
-    path = (work.workdir / (output or Path("reports") / f"{slug}.html")).resolve()
+    path = (work.workdir / (output or Path("reports") / f"{work.slug}.html")).resolve()
     if not path.is_relative_to(work.workdir.resolve()):
         raise InputError(
             f"--output {output}: lies outside the workdir {work.workdir}; give a path below it, or another --workdir"
         )
     records = work.records()
     charts, problems = charts_of(work, records)
-    for problem in problems:
+    galleries, more = galleries_of(work, records)
+    for problem in (*problems, *more):
         typer.echo(f"warning: {problem}", err=True)
     command = f"saebench run {registry}" + "".join(f" --set {override}" for override in settings or [])
     write_html(
@@ -112,5 +112,6 @@ def report(
         notice=work.registry.notice,
         commands=["pip install -e .", command, f"saebench report {registry}"],
         charts=charts,
+        galleries=galleries,
     )
     typer.echo(str(path))

@@ -73,10 +73,19 @@ def plan(
     device: Device = None,
     only: Only = None,
     settings: Set = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu",
+            metavar="NAME",
+            help="Estimate for a GPU that need not be here: A100-80GB, H100-80GB, L4 and others, or FP32:BF16:GB "
+            "(rates in TFLOP/s, memory).",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print cells and tasks, and the time, memory and disk they are expected to take. Nothing is computed."""
-    work = opened(registry, workdir, settings, only, device)
+    work = opened(registry, workdir, settings, only, device, gpu)
     summary = _summary(work)
     if as_json:
         typer.echo(json.dumps(summary, indent=2, sort_keys=True))
@@ -102,10 +111,13 @@ def _summary(work: Opened) -> dict[str, Any]:
         for task in whole.tasks
     ]
     waiting = whole.total(whole.waiting(store))
+    gpu = work.machine.gpu
+    planned = {"gpu": {"name": gpu.name, "memory_bytes": gpu.memory_bytes}} if gpu else {}
     return {
         "schema": 1,
         "name": work.registry.name,
         "environment": {"device": work.environment.device, "backbone_dtype": work.environment.backbone_dtype},
+        **planned,
         "cells": [
             {
                 "cell_id": cell.cell_id,

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from saebench_core.api import Opened
+from saebench_core.api import Opened, Rated
 from saebench_core.api.progress import duration, size
 from saebench_core.report import show
 from saebench_core.results import CellRecord
 
-__all__ = ["descriptions", "print_comparison", "print_plan", "print_status"]
+__all__ = ["descriptions", "print_comparison", "print_plan", "print_ratings", "print_status"]
 
 
 def descriptions(work: Opened) -> dict[str, str]:
@@ -66,10 +67,12 @@ def print_status(work: Opened, records: Sequence[CellRecord]) -> None:
             console.print(text, markup=False, highlight=False)
 
 
-def _state(task: dict[str, Any]) -> str:
-    """Return what the plan's last column says: how much of a task is there."""
+def _state(task: dict[str, Any], memory: int | None) -> str:
+    """Return what the plan's last column says: how much of a task is there, or that it does not fit."""
     if task["done"]:
         return "done"
+    if memory is not None and task["memory_bytes"] > memory:
+        return "too large"
     return f"{task['left']} to do" if task["kind"] == "train" and task["left"] < task["cells"] else ""
 
 
@@ -87,12 +90,13 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     table.add_column("task", overflow="fold")
     for column in ("cells", "time", "memory", "disk", ""):
         table.add_column(column, justify="right", no_wrap=True)
+    gpu = work.machine.gpu
     scores = [task for task in summary["tasks"] if task["kind"] == "score"]
     for task in summary["tasks"]:
         if task["kind"] != "score":
             table.add_row(
                 task["label"], str(task["cells"] or ""), duration(task["seconds"]), size(task["memory_bytes"]),
-                size(task["disk_bytes"]), _state(task),
+                size(task["disk_bytes"]), _state(task, gpu.memory_bytes if gpu else None),
             )  # fmt: skip
     done = sum(task["done"] for task in scores)
     table.add_row(
@@ -108,5 +112,31 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
     needs = f"up to {size(left['memory_bytes'])} of memory, {size(left['disk_bytes'])} of disk"
     models = any(not description.regenerates for description in work.registry.descriptions.values())
     place = f"on {environment.device}" + (f", model backbones in {environment.backbone_dtype}" if models else "")
+    if gpu:
+        place = f"on one {gpu.name} at half of its stated rates"
     text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
     console.print(text, highlight=False)
+
+
+def print_ratings(found: Rated) -> None:
+    """Print how people rated latents, trained beside twins."""
+    console = Console()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("constraint")
+    for name in ("latents", "mean of 1 to 5", "rated 4 or 5", "first - this", "95 % interval"):
+        table.add_column(name, justify="right")
+    group = None
+    for row in found.rows:
+        if row.group != group:
+            group = row.group
+            table.add_row(f"[bold]{escape(group)}[/bold]")
+        gap = "" if row.gap is None else f"{row.gap:+.2f}"
+        interval = "" if row.interval is None else f"{row.interval[0]:+.2f} to {row.interval[1]:+.2f}"
+        table.add_row(escape(row.constraint), str(row.latents), f"{row.mean:.2f}", f"{row.clear:.0%}", gap, interval)
+    console.print(table, highlight=False)
+    people = "one person" if found.raters == 1 else f"{found.raters} people"
+    apart = "" if found.apart is None else f"; two ratings of a latent are {found.apart:.2f} apart on average"
+    console.print(f"sheet {found.sheet}, {people}{apart}", highlight=False)
+    for name, value in found.rank_correlations.items():
+        told = f"rank correlation with the metric's scores, {name}: {value:+.2f}"
+        console.print(told, highlight=False, markup=False)

@@ -89,6 +89,10 @@ class KitContext:
         """Return a product, made if the folder does not have it."""
         return Store(self.folder).make("product", content_key(dict(config)), dict(config), build)
 
+    def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return what came from outside, got if the folder does not have it."""
+        return Store(self.folder).make("record", content_key(dict(asked)), dict(asked), build)
+
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the rule of a saved SAE."""
         return (self.catalog or Catalog([], [])).rule_of(config)

@@ -133,7 +133,7 @@ class PlantedTree(PlantedBackbone):
 
 
 class TinyLanguageModel(_Stored):
-    """Embeddings that tell the next token; offers `LanguageModel`. Token 0 begins each sequence and is no row."""
+    """Embeddings that tell the next token; offers `EditableModel`. Token 0 begins each sequence and is no row."""
 
     modality = "language"
     site = "layers.0"
@@ -148,10 +148,11 @@ class TinyLanguageModel(_Stored):
     def _following(self, ids: Tensor) -> Tensor:
         return (ids * 4 + 2) % (self.vocabulary - 1) + 1  # one after another, through all but the first
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
+    def tokenise(self, texts: Sequence[str], max_tokens: int, keep: Literal["start", "end"] = "start") -> TokenBatch:
         """Return a token a word."""
         words = [[sum(word.encode()) % (self.vocabulary - 1) + 1 for word in text.split()] for text in texts]
-        cut = [[0, *ids][:max_tokens] for ids in words]
+        rest = max_tokens - 1
+        cut = [[0, *(ids[:rest] if keep == "start" else ids[max(0, len(ids) - rest) :])] for ids in words]
         longest = max((len(ids) for ids in cut), default=0)
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids in cut], dtype=torch.int64, device="cpu")
         return self._batch(ids, torch.tensor([len(ids) for ids in cut], device="cpu"))
@@ -190,10 +191,46 @@ class TinyLanguageModel(_Stored):
         if patch is not None:
             hidden = hidden.clone()
             hidden[tokens.kept] = patch(hidden[tokens.kept])
+        return self._unembedded(hidden)
+
+    def _unembedded(self, hidden: Tensor) -> Tensor:
         heads = torch.empty(self.vocabulary, _WIDTH, device="cpu")
         heads[self._following(torch.arange(1, self.vocabulary, device="cpu"))] = self._embeddings()[1:]
         heads[0] = -self._embeddings().mean(0)
         return hidden @ heads.T
+
+    def locate(self, texts: Sequence[str], characters: Sequence[int]) -> Int[Tensor, " texts"]:
+        """Return the place of the word that holds a character."""
+        pairs = zip(texts, characters, strict=True)
+        return torch.tensor([len(text[: character + 1].split()) for text, character in pairs], device="cpu")
+
+    def states(self, tokens: TokenBatch, site: str) -> Float[Tensor, "sequences length d_in"]:
+        """Return the activations at every position."""
+        return self._hidden(tokens)
+
+    def resume(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences vocabulary"]:
+        """Return the logits after each last token."""
+        last = tokens.attention.sum(1) - 1
+        return self._unembedded(states[torch.arange(len(states), device="cpu"), last])
+
+    def generate(
+        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+    ) -> Int[Tensor, "sequences count"]:
+        """Return the likeliest next token, and what follows it."""
+        chosen = [self.resume(tokens, site, self._hidden(tokens) if states is None else states).argmax(-1)]
+        while len(chosen) < count:
+            chosen.append(self._following(chosen[-1]))
+        return torch.stack(chosen, dim=1)
+
+    def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
+        """Return a word a token."""
+        return ["".join(self.pieces(row)).strip() for row in ids]
+
+    def pieces(self, ids: Int[Tensor, " count"]) -> list[str]:
+        """Return a word a token, with a blank before it."""
+        return [f" w{token}" if token else "" for token in ids.tolist()]
 
     def _values(self, split: Split) -> Float[Tensor, "rows d_in"]:
         return self.read(self.sequences(split, 0, self.count), self.site)

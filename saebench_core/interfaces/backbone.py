@@ -22,11 +22,13 @@ __all__ = [
     "BackboneConfig",
     "BackboneDescription",
     "BackboneSpec",
+    "EditableModel",
     "FeatureTree",
     "GroundTruth",
     "LanguageModel",
     "Patch",
     "Precomputed",
+    "ReadableModel",
     "TokenBatch",
     "VisionModel",
 ]
@@ -58,6 +60,8 @@ class BackboneDescription:
         memory_bytes: memory that the loaded backbone needs.
         disk_bytes: what `Backbone.prepare` stores beside activations: conversions, corpora, a model trained here.
         seconds_per_row: estimate for one row of activations on this machine.
+        flops_per_row: operations of one row, so that a plan can be made for another machine.
+        whole_pass: what a pass through all of the model and its output costs, in rows.
         facts: further sizes for plan and report.
     """
 
@@ -67,6 +71,8 @@ class BackboneDescription:
     memory_bytes: int = 0
     disk_bytes: int = 0
     seconds_per_row: float = 1e-6
+    flops_per_row: float | None = None
+    whole_pass: float = 1.0
     facts: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -178,8 +184,8 @@ class TokenBatch(NamedTuple):
 class LanguageModel(Protocol):
     """Capability: a causal language model that can be read and patched."""
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
-        """Return the texts' tokens, cut on the right, with special tokens as in `stream`."""
+    def tokenise(self, texts: Sequence[str], max_tokens: int, keep: Literal["start", "end"] = "start") -> TokenBatch:
+        """Return the texts' tokens, special ones as in `stream`; of long texts the start, or BOS and the end."""
 
     def sequences(self, split: Split, start: int, count: int) -> TokenBatch:
         """Return the split's sequences of tokens; fewer than ``count`` if it ends."""
@@ -191,6 +197,38 @@ class LanguageModel(Protocol):
         self, tokens: TokenBatch, site: str, patch: Patch | None
     ) -> Float[Tensor, "sequences length vocabulary"]:
         """Return fp32 logits, the kept tokens' activations at the site replaced by ``patch`` if there is one."""
+
+
+@runtime_checkable
+class ReadableModel(LanguageModel, Protocol):
+    """Capability: a language model whose tokens can be read by people."""
+
+    def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
+        """Return the text of tokens, special ones left out."""
+
+    def pieces(self, ids: Int[Tensor, " count"]) -> list[str]:
+        """Return the text of each token of a sequence, with its blanks; joined they are the sequence's text."""
+
+
+@runtime_checkable
+class EditableModel(ReadableModel, Protocol):
+    """Capability: a language model that goes on from edited activations, with gradients, and answers in words."""
+
+    def locate(self, texts: Sequence[str], characters: Sequence[int]) -> Int[Tensor, " texts"]:
+        """Return the place, among each text's tokens from `tokenise`, of the last token that holds this character."""
+
+    def states(self, tokens: TokenBatch, site: str) -> Float[Tensor, "sequences length d_in"]:
+        """Return the activations at the site of every position, in the number format that the model runs in."""
+
+    def resume(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences vocabulary"]:
+        """Return fp32 logits after each sequence's last token, computed from the site on; gradients flow to states."""
+
+    def generate(
+        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+    ) -> Int[Tensor, "sequences count"]:
+        """Return the likeliest next tokens, one after the other, with ``states`` at the site if they are given."""
 
 
 @runtime_checkable

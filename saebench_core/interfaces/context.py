@@ -52,6 +52,16 @@ class Context(Protocol):
             build: writes the product's files into an empty folder.
         """
 
+    def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return the folder of what came from outside, such as a server's answer, made once for all that ask the same.
+
+        Other than a product it hangs on nothing but the question, no version and no backbone, and it is never cleared.
+
+        Args:
+            asked: everything that the answer depends on; no secrets, it is stored.
+            build: writes the answer's files into an empty folder.
+        """
+
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the selection rule of a saved SAE's ``cfg.json``, which may be another plugin's.
 
@@ -76,7 +86,7 @@ class ActivationReader(Protocol):
 
 
 class MetricContext(Context, Protocol):
-    """Context of a metric: also one backbone and one site."""
+    """Context of a metric: also one backbone and one site, on which its products depend."""
 
     @property
     def backbone(self) -> Backbone:

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxtyping import Float
 from pydantic import Field
@@ -17,6 +17,7 @@ from saebench_core.interfaces.backbone import Backbone, BackboneDescription
 from saebench_core.interfaces.chart import Chart, Observed
 from saebench_core.interfaces.context import MetricContext, Split
 from saebench_core.interfaces.entry import EntryConfig, Json
+from saebench_core.interfaces.excerpt import Gallery
 from saebench_core.sae import SparseAutoencoder
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "ScoreInfo",
     "Scored",
     "Subject",
+    "Work",
 ]
 
 Reads = Literal["encoder", "decoder", "both"]
@@ -131,6 +133,22 @@ class Subject:
     others: Mapping[int, Callable[[], Subject]] = field(default_factory=dict)
 
 
+class Work(NamedTuple):
+    """Rows (tokens, patches) that a metric has computed, about; a backward pass counts as two.
+
+    A row costs what the backbone takes to its deepest site; a pass through all of it costs `whole_pass` rows.
+
+    Attributes:
+        prepared: by the backbone, once for a backbone and site.
+        scored: by the backbone, for each SAE.
+        encoded: by each SAE.
+    """
+
+    prepared: int = 0
+    scored: int = 0
+    encoded: int = 0
+
+
 class Metric(ABC):
     """Scores SAEs. Formula, range and direction are part of the metric, not of its documentation only."""
 
@@ -139,6 +157,9 @@ class Metric(ABC):
 
     compares_seeds: ClassVar[bool] = False
     """Whether `score` reads `Subject.others`; then it waits until the other seeds are trained."""
+
+    large_inputs: ClassVar[bool] = False
+    """Whether `Prepared.tensors` stay on the CPU for `score`, which then moves what it needs; else on the device."""
 
     @abstractmethod
     def scores(self) -> Mapping[str, ScoreInfo]:
@@ -160,12 +181,24 @@ class Metric(ABC):
         """Return how many rows of each split `prepare` or `score` ask for with ``context.activations``."""
         return {}
 
+    def work(self, description: BackboneDescription) -> Work:
+        """Return about how many rows the backbone computes and an SAE encodes, for the plan."""
+        return Work()
+
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Return about how much room `Prepared` takes on the disk, for the plan."""
         return 1 << 20
 
     def figures(self, found: Sequence[Observed]) -> Sequence[Chart]:
         """Return charts of the per-item tables of a sweep's cells, for the report."""
+        return ()
+
+    def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
+        """Return texts in which latents of a sweep's cells fire, for the report."""
+        return ()
+
+    def to_rate(self, found: Sequence[Observed], count: int) -> Sequence[Gallery]:
+        """Return so many latents of each SAE, drawn at random whatever their scores, for people to rate blind."""
         return ()
 
     def fingerprint(self) -> Mapping[str, Json]:

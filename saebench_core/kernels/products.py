@@ -36,13 +36,13 @@ def _accept_csr() -> None:
     """Take torch's one-time notice that sparse CSR is in beta, so that users do not see it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        bounds, cols, values = torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0)
-        torch.sparse_csr_tensor(bounds, cols, values, (1, 1), check_invariants=False)
+        bounds, cols = (torch.zeros(n, dtype=torch.int64, device="cpu") for n in (2, 0))
+        torch.sparse_csr_tensor(bounds, cols, bounds.new_zeros(0), (1, 1), device="cpu", check_invariants=False)
 
 
 def _csr(bounds: Tensor, cols: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     _accept_csr()
-    return torch.sparse_csr_tensor(bounds, cols, values, shape, check_invariants=False)
+    return torch.sparse_csr_tensor(bounds, cols, values, shape, device=values.device, check_invariants=False)
 
 
 def sampled_product(

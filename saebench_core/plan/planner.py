@@ -9,7 +9,7 @@ from typing import Any, cast
 from saebench_core.catalog import Catalog
 from saebench_core.interfaces.backbone import BackboneConfig
 from saebench_core.interfaces.context import Split
-from saebench_core.interfaces.metric import Metric, MetricConfig
+from saebench_core.interfaces.metric import Metric, MetricConfig, Work
 from saebench_core.plan.costs import NOMINAL, Machine, activations_cost, load_cost, metric_cost, score_cost, train_cost
 from saebench_core.plan.graph import Plan, Product, Task
 from saebench_core.plan.keys import (
@@ -60,6 +60,7 @@ class _Planner:
         self._twins: dict[str, Product] = {}
         self._measured: dict[str, Product] = {}
         self._prepared: set[str] = set()
+        self._works: dict[tuple[str, str], Work] = {}
 
     def plan(self, cells: tuple[Cell, ...]) -> Plan:
         everything = with_twins(cells, self.catalog)
@@ -112,7 +113,7 @@ class _Planner:
         def make() -> Task:
             product = activations_product(self._backbone(entry), site, split, rows)
             description = self.registry.descriptions[entry.name]
-            estimate = activations_cost(description, site, rows, self._preparation(entry))
+            estimate = activations_cost(description, site, rows, self._preparation(entry), self.machine)
             label = f"activations | {entry.name} | {site} | {split}, {rows:,} rows"
             return Task("activations", label, (product,), (), (), entry, site, split, rows, estimate=estimate)
 
@@ -195,6 +196,13 @@ class _Planner:
         beside = product_of(cell.reference.of if cell.reference else None)
         return trained_product(cell, stream, twin, beside), needs
 
+    def _work(self, metric: Entry[MetricConfig], backbone: Entry[BackboneConfig]) -> Work:
+        """Return what a metric has computed; asked once, for it may have to look tables up."""
+        place = (metric.name, backbone.name)
+        if place not in self._works:
+            self._works[place] = cast(Metric, metric.instance).work(self.registry.descriptions[backbone.name])
+        return self._works[place]
+
     def _metric(self, metric: Entry[MetricConfig], backbone: Entry[BackboneConfig], site: str) -> Task:
         def make() -> Task:
             instance = cast(Metric, metric.instance)
@@ -207,7 +215,7 @@ class _Planner:
             )
             stored = instance.stored_bytes(description, site) + self._preparation(backbone)
             label = f"prepare | {metric.name} | {backbone.name} | {site}"
-            estimate = metric_cost(description, stored)
+            estimate = metric_cost(description, stored, self._work(metric, backbone), self.machine)
             return Task("metric", label, (product,), needs, (), backbone, site, metric=metric, estimate=estimate)
 
         return self._once(make, "metric", metric.name, backbone.name, site)
@@ -217,6 +225,7 @@ class _Planner:
         others = [other for other in seeds if other is not cell] if metric.instance.compares_seeds else []
         beside = tuple((other, self._saes[other.cell_id][1]) for other in others)
         prepared = self._metric(metric, cell.backbone, cell.site)
+        description = self.registry.descriptions[cell.backbone.name]
         return self._add(
             Task(
                 "score",
@@ -228,7 +237,7 @@ class _Planner:
                 cell.site,
                 metric=metric,
                 beside=beside,
-                estimate=score_cost(cell, self.registry.descriptions[cell.backbone.name]),
+                estimate=score_cost(cell, description, self._work(metric, cell.backbone), self.machine),
             )
         )
 

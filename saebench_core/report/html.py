@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saebench_core.interfaces.chart import Chart
+from saebench_core.interfaces.excerpt import Gallery
 from saebench_core.report.certificates import certificate_rows
 from saebench_core.report.drawing import drawn
 from saebench_core.report.figures import dot_figures
@@ -53,6 +54,7 @@ def render_html(
     verdicts: Verdicts | None = None,
     commands: Sequence[str] | None = None,
     charts: Sequence[Chart] = (),
+    galleries: Sequence[Gallery] = (),
 ) -> str:
     """Return the report of a sweep; equal inputs give equal text.
 
@@ -65,6 +67,7 @@ def render_html(
         verdicts: what the statistics say, where known.
         commands: how to repeat the run; None for the usual ones.
         charts: drawn after those of the scores.
+        galleries: texts in which latents fire, shown after the figures.
     """
     every = comparisons(records, verdicts=verdicts)
     directed = [row.score for comparison in every for row in comparison.rows if row.direction != "none"]
@@ -81,6 +84,7 @@ def render_html(
         "headline": first,
         "figures": [(figure, [(chart, drawn(chart, together)) for chart in own]) for figure, own in figures],
         "charts": [(chart, drawn(chart, together)) for chart in charts],
+        "galleries": galleries,
         "flags": _flags(records),
         "verdict_words": VERDICTS if verdicts else {},
         "definitions": _definitions(records, descriptions or {}),

@@ -14,7 +14,15 @@ from saebench_core.interfaces.entry import Json
 from saebench_core.sources.files import SourceFile, open_text
 from saebench_core.store import file_sha256
 
-__all__ = ["FUNCTION_PATTERN", "call_function", "check_column", "function_digest", "hub_rows", "in_turns", "read_csv"]
+__all__ = [
+    "FUNCTION_PATTERN",
+    "call_function",
+    "check_column",
+    "function_digest",
+    "hub_columns",
+    "in_turns",
+    "read_csv",
+]
 
 FUNCTION_PATTERN: Final = r"^[\w.]+:\w+$"
 _FIELD_LIMIT: Final = 1 << 30
@@ -77,12 +85,28 @@ def in_turns(streams: Iterable[Iterator[Any]], at_once: int = _OPEN_AT_ONCE) -> 
         running = still
 
 
-def hub_rows(dataset: str, config: str | None, split: str, revision: str | None) -> Iterator[Mapping[str, Any]]:
-    """Stream the rows of a hub's dataset; nothing is downloaded before the first row is asked for.
+def hub_columns(
+    dataset: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    *,
+    columns: Sequence[str],
+    data_files: Sequence[str] | None,
+) -> Iterator[tuple[Any, ...]]:
+    """Stream columns of a hub's dataset, row by row; nothing is downloaded before the first row is asked for.
+
+    Args:
+        dataset: its name, or what else ``datasets.load_dataset`` takes first.
+        config: name of its configuration.
+        split: split to read.
+        revision: commit or tag.
+        columns: ``a.b`` is column b within a.
+        data_files: files instead of those that the dataset names.
 
     Raises:
         MissingPackageError: if ``datasets`` is not installed.
-        InputError: if the dataset cannot be opened.
+        InputError: if the dataset cannot be opened, or has no such column.
     """
     try:
         import datasets
@@ -90,11 +114,26 @@ def hub_rows(dataset: str, config: str | None, split: str, revision: str | None)
         raise MissingPackageError(
             "a source of type hub_dataset needs the package `datasets`; pip install 'saebench-core[hub]'"
         ) from error
+    options: dict[str, Any] = {"split": split, "revision": revision, "streaming": True}
+    if data_files is not None:
+        options["data_files"] = list(data_files)
     try:
-        rows = datasets.load_dataset(dataset, config, split=split, revision=revision, streaming=True)
-    except (OSError, ValueError) as error:
+        rows = datasets.load_dataset(dataset, config, **options)
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"hub_dataset {dataset!r} cannot be opened: {error}") from error
-    yield from rows
+    for row in rows:
+        yield tuple(_column(row, name, f"hub_dataset {dataset!r}") for name in columns)
+
+
+def _column(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """Return a row's value in a column; ``a.b`` is column b within a, unless a column has that very name."""
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    check_column(outer if inner else name, row, where)
+    if not isinstance(row[outer], Mapping):
+        raise InputError(f"{where}: column {outer!r} has no columns within it, so there is no {name!r}")
+    return _column(row[outer], inner, f"{where}, column {outer!r},")
 
 
 def call_function(name: str, arguments: Mapping[str, Json]) -> Any:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from saebench_core.errors import InputError
 from saebench_core.interfaces.entry import Json, Model
@@ -23,7 +23,7 @@ from saebench_core.sources.records import (
     call_function,
     check_column,
     function_digest,
-    hub_rows,
+    hub_columns,
     in_turns,
     read_csv,
 )
@@ -94,13 +94,29 @@ class TextFiles(_TextFiles):
 
     type: Literal["text_files"] = "text_files"
     document: Literal["file", "line"] = Field("file", description="What one document is.")
+    separator: str | None = Field(
+        None, min_length=1, description="Line that stands between two documents of a file, such as %."
+    )
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> TextFiles:
+        if self.separator is not None and self.document == "line":
+            raise ValueError("a line is a document already; leave out `separator`, or `document: line`")
+        return self
 
     def _read_file(self, file: SourceFile) -> Iterator[str]:
         with open_text(file.path) as stream:
-            if self.document == "file":
-                yield stream.read()
-            else:
+            if self.document == "line":
                 yield from (line.rstrip("\n") for line in stream)
+                return
+            lines: list[str] = []
+            for line in stream:
+                if line.rstrip("\r\n") == self.separator:
+                    yield "".join(lines)
+                    lines = []
+                else:
+                    lines.append(line)
+            yield "".join(lines)
 
 
 class JsonlTexts(_TextFiles):
@@ -125,7 +141,7 @@ class JsonlTexts(_TextFiles):
 
 
 class HubTexts(_Texts):
-    """A dataset of the Hugging Face hub, streamed by the ``datasets`` library."""
+    """A dataset of the Hugging Face hub, streamed by the ``datasets`` library; ``a.b`` is column b within a."""
 
     type: Literal["hub_dataset"] = "hub_dataset"
     dataset: str = Field(description="Name on the hub, or what else datasets.load_dataset takes first.")
@@ -133,12 +149,14 @@ class HubTexts(_Texts):
     split: str = Field("train", description="Split.")
     revision: str | None = Field(None, description="Commit or tag: pin it, contents on a hub may change.")
     text: str = Field("text", description="Column of the texts.")
+    data_files: tuple[str, ...] | None = Field(
+        None, min_length=1, description="Files instead of those that the dataset names, as datasets.load_dataset."
+    )
 
     def _read(self) -> Iterator[str]:
-        for number, row in enumerate(hub_rows(self.dataset, self.config, self.split, self.revision)):
-            if number == 0:
-                check_column(self.text, row, f"hub_dataset {self.dataset!r}")
-            yield str(row[self.text] or "")
+        names = (self.dataset, self.config, self.split, self.revision)
+        for (text,) in hub_columns(*names, columns=[self.text], data_files=self.data_files):
+            yield str(text or "")
 
     def fingerprint(self) -> dict[str, Json]:
         """Return nothing: the configuration names the revision."""

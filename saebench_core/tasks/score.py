@@ -72,7 +72,8 @@ def score(task: Task, bench: Workbench, identity: Mapping[str, Any], sae: Produc
     metric, cell = _metric(task), task.cells[0]
 
     def build(folder: Path) -> None:
-        inputs = _load_prepared(bench.store.path(prepared.kind, prepared.key), bench.device)
+        device = torch.device("cpu") if metric.large_inputs else bench.device
+        inputs = _load_prepared(bench.store.path(prepared.kind, prepared.key), device)
         if isinstance(inputs, NotApplicable):
             _write_json(folder / "scores.json", {name: {"reason": inputs.reason} for name in metric.scores()})
             return

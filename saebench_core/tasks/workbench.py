@@ -187,6 +187,10 @@ class PluginContext:
         }
         return self.bench.make(Product.of("derived", identity), build)
 
+    def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return what came from outside, got if it is not there."""
+        return self.bench.make(Product.of("record", {"plugin": self.plugin.name, "asked": dict(asked)}), build)
+
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the rule of a saved SAE's configuration, which may be another plugin's."""
         return self.bench.catalog.rule_of(config)
@@ -222,8 +226,13 @@ class ScoringContext:
         return self.base.generator(role)
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
-        """Return a product of the metric's own, made if it is not there."""
-        return self.base.product(config, build)
+        """Return a product of the metric's own for this backbone and site, made if it is not there."""
+        where: dict[str, Json] = {"backbone": dict(self.identity), "site": self.site, "scoring": core_digest("score")}
+        return self.base.product({**where, "own": dict(config)}, build)
+
+    def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return what came from outside, got if it is not there."""
+        return self.base.record(asked, build)
 
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         """Return the rule of a saved SAE's configuration, which may be another plugin's."""

@@ -56,6 +56,7 @@ def ran(tmp_path_factory):
 COMMANDS = [
     [], ["run"], ["plan"], ["validate"], ["status"], ["results"], ["report"], ["init"], ["schema"], ["sync"], ["ui"],
     ["activations"], ["activations", "export"],
+    ["ratings"], ["ratings", "sheet"], ["ratings", "read"],
     ["du"], ["gc"], ["presets"], ["presets", "list"], ["presets", "show"], ["plugins"], ["plugins", "list"],
     ["plugins", "check"], ["plugins", "info"], ["plugins", "new"],
 ]  # fmt: skip

@@ -9,6 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 from ruamel.yaml import YAML
+from saebench_plugins.backbones._hf_loading import Sizes
+from saebench_plugins.backbones._hf_source import ModelSource
 
 from saebench_core.catalog import Catalog
 from saebench_core.errors import InputError
@@ -17,6 +19,10 @@ from saebench_core.registry import Document, load_registry, registry_schema
 from tests.helpers.registries import TINY, built_in, changed, load
 
 ROOT = Path(__file__).parents[2]
+HUB_MODELS = {  # sizes that their configurations on the hub state
+    "paper-gemma": Sizes(26, 2304, 256_000, 2_614_341_888),
+    "paper-llama": Sizes(32, 4096, 128_256, 8_030_261_248),
+}
 TWO_BACKBONES = (
     "architectures:",
     "  - {name: wide, type: synthetic, d_in: 12, n_features: 16, l0: [2, 4], training: {steps: 7, batch_size: 16}}\n"
@@ -337,8 +343,10 @@ def test_the_committed_schema_is_that_of_the_core_alone(schema):
     assert committed == schema, "write it anew: SAEBENCH_LOAD_PLUGINS= saebench schema > registry.schema.json"
 
 
-def test_presets_load_and_say_what_they_are():
+def test_presets_load_and_say_what_they_are(monkeypatch):
     for name in preset_names():
+        if name in HUB_MODELS:
+            monkeypatch.setattr(ModelSource, "sizes", HUB_MODELS[name])
         registry = load_registry(Document(f"preset:{name}", preset_text(name)), built_in())
         assert registry.active
         assert YAML(typ="safe").load(preset_text(name))["name"]

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from saebench_core.errors import PluginError
+from saebench_core.interfaces.excerpt import Card, Column, Excerpt, Gallery
 from saebench_core.report import certificate_rows, comparisons, console_text, render_html, show, tidy, write_html
 from saebench_core.report.drawing import drawn
 from saebench_core.report.figures import dot_figures
@@ -228,6 +230,28 @@ def test_html_asks_the_network_for_nothing():
     assert all(value.startswith("#") for value in parser.asked)
     assert not re.search(r"url\(|@import|https?://|<link|<iframe|<img", text)
     assert "default-src 'none'" in text and parser.tags.count("script") == 1
+
+
+def test_galleries_show_latents_side_by_side_and_escape_texts():
+    excerpt = Excerpt(("a ", "<script>", " c"), (0.0, 1.0, 0.25))
+    card = Card("latent 3, told best", 'a "phrase" & <b>', "accuracy 0.93", (excerpt,))
+    columns = (Column("trained", (card,), True), Column("untrained", (Card("latent 1", "", "", ()),)))
+    cells = records()
+    text = render_html(sweep(cells), cells, galleries=[Gallery("lm / layers.1", "how to read", columns)])
+    assert '<a href="#latents">' in text
+    assert '<mark style="--s:100%">&lt;script&gt;</mark>' in text
+    assert '<mark style="--s:25%"> c</mark>' in text
+    assert "a &#34;phrase&#34; &amp; &lt;b&gt;" in text
+    assert text.index("<h4>trained</h4>") < text.index("<h4>untrained</h4>")
+    assert "#latents" not in render_html(sweep(cells), cells)
+
+
+def test_excerpts_that_cannot_be_right_are_refused():
+    with pytest.raises(PluginError, match="2 pieces and 1 strengths"):
+        Excerpt(("a", "b"), (1.0,))
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(PluginError, match="between 0 and 1"):
+            Excerpt(("a",), (strength,))
 
 
 def test_html_escapes_what_users_and_plugins_write():

@@ -186,6 +186,102 @@ def test_hub_datasets_need_the_package_or_stream(monkeypatch):
     assert table.title == "b"
 
 
+def hub(monkeypatch, splits):
+    """Stand in for the hub: rows of each split."""
+    calls = []
+
+    def load_dataset(*names, **options):
+        calls.append((names, options))
+        return iter(splits[options["split"]])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    return calls
+
+
+def test_hub_columns_within_columns_files_and_splits_for_tests(monkeypatch):
+    rows = [{"translation": {"de": "Haus", "en": "house"}, "a.b": "dot", "kind": 1}]
+    calls = hub(monkeypatch, {"train": rows, "test": [{**rows[0], "kind": 0}]})
+    source = {"type": "hub_dataset", "dataset": "parquet", "data_files": ["hf://datasets/a/b/*.parquet"]}
+    assert list(texts({**source, "text": "translation.de"}).documents()) == ["Haus"]
+    assert calls[0][1]["data_files"] == ["hf://datasets/a/b/*.parquet"]
+    table = tables({**source, "text": "a.b", "label": "kind", "test_split": "test"})
+    assert table.rows() == (["dot"], ["1"])
+    assert table.test_rows() == (["dot"], ["0"])
+    assert tables({**source, "text": "a.b", "label": "kind"}).test_rows() is None
+    for text, message in (
+        ("translation.fr", "no column 'fr'"),
+        ("kind.x", "no columns within"),
+        ("no", "no column 'no'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            list(texts({**source, "text": text}).documents())
+
+
+def rows_of(*triples):
+    return [{"text": text, "label": label, "side": side} for text, label, side in triples]
+
+
+def test_labels_are_chosen_named_and_limited(monkeypatch):
+    rows = rows_of(("a", 0, "l"), ("b", 7, "l"), ("c", 2, "l"), ("d", 0, "l"), ("e", 2, "l"), ("f", 0, "l"))
+    table = {"type": "hub_dataset", "dataset": "x/y", "labels": {0: "zero", 2: "two"}}
+    hub(monkeypatch, {"train": rows})
+    assert tables(table).rows() == (["a", "c", "d", "e", "f"], ["zero", "two", "zero", "two", "zero"])
+    assert tables({**table, "limit": 3}).rows().texts == ["a", "c", "d"]
+
+    def endless():
+        yield from rows
+        raise AssertionError("read on though every label had its rows")
+
+    hub(monkeypatch, {"train": endless()})
+    assert tables({**table, "per_label": 2}).rows() == (["a", "c", "d", "e"], ["zero", "two", "zero", "two"])
+    hub(monkeypatch, {"train": rows})
+    with pytest.raises(InputError, match="no label 'nine'; it has zero"):
+        tables({**table, "labels": {0: "zero", 9: "nine"}}).rows()
+
+
+def test_balanced_tables_have_as_many_rows_of_each_value(monkeypatch):
+    rows = rows_of(
+        ("a", "x", 0), ("b", "x", 0), ("c", "x", 1), ("d", "y", 1), ("e", "y", 1), ("f", "y", 0), ("g", "y", 0)
+    )
+    table = {"type": "hub_dataset", "dataset": "x/y", "balance": "side"}
+    hub(monkeypatch, {"train": rows})
+    assert tables(table).rows() == (["a", "c", "d", "e", "f", "g"], ["x", "x", "y", "y", "y", "y"])
+    assert tables({**table, "per_label": 1}).rows().texts == ["a", "c", "d", "f"]
+    hub(monkeypatch, {"train": rows[:2] + rows[3:]})
+    with pytest.raises(InputError, match="cannot be balanced: label 'x' has no row with '1'"):
+        tables(table).rows()
+
+
+def test_texts_are_cut_and_short_ones_left_out(monkeypatch):
+    hub(monkeypatch, {"train": rows_of(("licence code", "x", 0), ("short", "x", 0), ("licence    ", "x", 0))})
+    table = tables({"type": "hub_dataset", "dataset": "x/y", "min_characters": 6, "skip_characters": 8})
+    assert table.rows().texts == ["code"]
+
+
+def test_a_table_of_one_source_for_each_class(tmp_path):
+    (tmp_path / "de").write_text("Hallo Welt\n\nund mehr\n%\nkurz\n%\nNoch ein Satz\n", encoding="utf-8")
+    (tmp_path / "en").write_text("Hello world\n%\nAnother sentence\n%\n", encoding="utf-8")
+    source = {"type": "text_files", "separator": "%"}
+    table = {
+        "type": "classes",
+        "name": "languages",
+        "min_characters": 6,
+        "sources": {name: {**source, "paths": [str(tmp_path / name)]} for name in ("de", "en")},
+    }
+    found = tables(table)
+    assert found.rows().texts == ["Hallo Welt\n\nund mehr\n", "Noch ein Satz\n", "Hello world\n", "Another sentence\n"]
+    assert found.rows().labels == ["de", "de", "en", "en"]
+    assert found.title == "languages"
+    assert {len(digests) for digests in found.fingerprint().values()} == {1}
+    assert tables({**table, "per_label": 1}).rows().labels == ["de", "en"]
+    with pytest.raises(ValidationError, match="leave out `labels`"):
+        tables({**table, "labels": {"de": "x"}})
+    with pytest.raises(ValidationError, match="at least 2"):
+        tables({**table, "sources": {"de": table["sources"]["de"]}})
+    with pytest.raises(ValidationError, match="leave out `separator`"):
+        texts({**source, "paths": ["x"], "document": "line"})
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     (tmp_path / "my_sources.py").write_text(

@@ -113,6 +113,16 @@ def test_deleting_leaves_what_is_needed_whole(folder):
     assert gc(folder, "longer.yaml", "--delete")["products"] == []
 
 
+def test_what_came_from_outside_is_counted_and_left_alone(folder):
+    """It was paid for, and nothing else can make it again."""
+    store = store_of(folder)
+    store.make("record", "ab" * 32, {"asked": {}}, lambda place: (place / "reply.json").write_text("{}"))
+    told = gc(folder, "longer.yaml", "--delete")["products"]
+    assert "record" not in {row["kind"] for row in told}
+    assert ("record", "ab" * 32) in products(folder)
+    assert "record" in call("du", cwd=folder).out
+
+
 def test_overrides_are_part_of_a_named_registry(folder):
     told = {(row["kind"], row["key"]) for row in gc(folder, "registry.yaml", "--set", "training.steps=30")["products"]}
     assert told & wanted(folder, "longer.yaml") == set()

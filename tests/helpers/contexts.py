@@ -74,6 +74,9 @@ class FakeContext:
 
         return Store(self.root).make("product", content_key(dict(config)), dict(config), record_and_build)
 
+    def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        return Store(self.root).make("record", content_key(dict(asked)), dict(asked), build)
+
     def rule_of(self, config: Mapping[str, Any]) -> Rule:
         return inference_rule(config)
 
@@ -90,3 +93,18 @@ class FakeContext:
         rows = rows if available is None else min(rows, available)
         batches = [batch.inputs for batch in self.backbone.stream(self.site, split, 0, rows)]
         return FakeReader(torch.cat(batches))
+
+
+def at_home(model, *names):
+    """Let some of a model's methods make their tensors on the CPU, whatever the default device is."""
+
+    def wrapped(own):
+        def method(*args, **kwargs):
+            with torch.device("cpu"):
+                return own(*args, **kwargs)
+
+        return method
+
+    for name in names:
+        setattr(model, name, wrapped(getattr(model, name)))
+    return model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saebench_core import Patch, PluginError
 
-__all__ = ["patched", "rows_after"]
+__all__ = ["hooked", "patched", "rows_after", "stopped_after"]
 
 
 class _StopForward(Exception):
@@ -24,15 +24,21 @@ def rows_after(
     layer: nn.Module, kept: Bool[Tensor, "sequences length"], forward: Callable[[], object]
 ) -> Float[Tensor, "kept d_in"]:
     """Return the kept tokens' activations after a layer, fp32; the forward pass ends there."""
-    rows: list[Tensor] = []
+    return _hidden(stopped_after(layer, forward))[kept].to(torch.float32)
+
+
+@torch.no_grad()
+def stopped_after(layer: nn.Module, forward: Callable[[], object]) -> Any:
+    """Return what a layer returns; the forward pass ends there."""
+    found: list[Any] = []
 
     def stop(module: nn.Module, inputs: object, output: Any) -> None:
-        rows.append(_hidden(output)[kept].to(torch.float32))
+        found.append(output)
         raise _StopForward
 
-    with _hooked(layer, stop), contextlib.suppress(_StopForward):
+    with hooked(layer, stop), contextlib.suppress(_StopForward):
         forward()
-    return rows[0]
+    return found[0]
 
 
 @torch.no_grad()
@@ -56,7 +62,7 @@ def patched(
         hidden[kept] = new.to(hidden.dtype)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
-    with _hooked(layer, replace):
+    with hooked(layer, replace):
         return forward()
 
 
@@ -66,7 +72,8 @@ def _hidden(output: Any) -> Tensor:
 
 
 @contextlib.contextmanager
-def _hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+def hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    """Let ``hook(module, inputs, output)`` see, and replace, what a layer returns."""
     handle = layer.register_forward_hook(hook)
     try:
         yield

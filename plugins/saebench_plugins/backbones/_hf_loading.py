@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class Tokens:
     def begin(self, ids: list[int]) -> list[int]:
         """Put BOS in front if sequences begin with it."""
         return ids if self.packing.bos is None else [self.packing.bos, *ids]
+
+    def cut(self, ids: list[int], length: int, keep: Literal["start", "end"]) -> list[int]:
+        """Return at most so many tokens of a text, BOS in front and counted."""
+        rest = length - len(self.begin([]))
+        return self.begin(ids[:rest] if keep == "start" else ids[max(0, len(ids) - rest) :])
 
     def batch(self, flat: Tensor, lengths: Tensor, device: torch.device) -> TokenBatch:
         """Pad sequences that lie end to end on the right, whatever side the tokenizer prefers."""

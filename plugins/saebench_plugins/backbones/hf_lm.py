@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Final, Literal, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ from saebench_core import (
     split_of_text,
 )
 from saebench_plugins.backbones._hf_corpus import Corpus, packed_corpora
+from saebench_plugins.backbones._hf_editing import generated, pieces_of, place_of, resumed, states_after
 from saebench_plugins.backbones._hf_forward import patched, rows_after
 from saebench_plugins.backbones._hf_loading import Tokens, decoder_layers, randomise
 from saebench_plugins.backbones._hf_source import ModelSource
@@ -105,7 +106,14 @@ class HfLm(Backbone):
             memory_bytes=sizes.parameters * (2 if slim else 4),
             disk_bytes=self._corpus_bytes() + (sizes.parameters * (2 if slim else 4) if self._source.is_gguf else 0),
             seconds_per_row=2 * body * share / speed,
-            facts={"layers": sizes.layers, "vocabulary": sizes.vocabulary, "parameters": sizes.parameters},
+            flops_per_row=2 * body * share,
+            whole_pass=sizes.parameters / (body * share),
+            facts={
+                "layers": sizes.layers,
+                "vocabulary": sizes.vocabulary,
+                "parameters": sizes.parameters,
+                "dtype": self.config.dtype,
+            },
         )
 
     def _corpus_bytes(self) -> int:
@@ -193,9 +201,9 @@ class HfLm(Backbone):
             self._limits[site] = multiple * float(first.norm(dim=1).median())
         return self._limits[site]
 
-    def tokenise(self, texts: Sequence[str], max_tokens: int) -> TokenBatch:
-        """Return the texts' tokens, cut on the right; BOS and dropped positions as in `stream`."""
-        ids = [self._tokens.begin(ids)[:max_tokens] for ids in self._tokens.encode(list(texts))]
+    def tokenise(self, texts: Sequence[str], max_tokens: int, keep: Literal["start", "end"] = "start") -> TokenBatch:
+        """Return the start or the end of the texts' tokens; BOS and dropped positions as in `stream`."""
+        ids = [self._tokens.cut(ids, max_tokens, keep) for ids in self._tokens.encode(list(texts))]
         flat = torch.tensor([token for text in ids for token in text], dtype=torch.int64)
         return self._tokens.batch(flat, torch.tensor([len(text) for text in ids], dtype=torch.int64), self._device)
 
@@ -221,6 +229,37 @@ class HfLm(Backbone):
         """Return fp32 logits; ``patch`` replaces the kept tokens' activations after the site's layer."""
         output = patched(self._layer(site), tokens.kept, patch, lambda: self._call(tokens))
         return cast(Tensor, output.logits.to(torch.float32))
+
+    def locate(self, texts: Sequence[str], characters: Sequence[int]) -> Int[Tensor, " texts"]:
+        """Return the place of the last token that holds a character of each text."""
+        before = len(self._tokens.begin([]))
+        pairs = zip(texts, characters, strict=True)
+        return torch.tensor([before + place_of(self._tokens.tokenizer, *pair) for pair in pairs], dtype=torch.int64)
+
+    def states(self, tokens: TokenBatch, site: str) -> Float[Tensor, "sequences length d_in"]:
+        """Return the residual stream after the site's layer at every position, in the model's number format."""
+        return states_after(self._layer(site), lambda: self._call(tokens))
+
+    def resume(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences vocabulary"]:
+        """Return fp32 logits after each sequence's last token; the layers up to the site are not computed."""
+        passed = list(self._layers)[: list(self._layers).index(self._layer(site)) + 1]
+        return resumed(self._model, passed, tokens, states)
+
+    def generate(
+        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+    ) -> Int[Tensor, "sequences count"]:
+        """Return the likeliest next tokens, with ``states`` after the site's layer if they are given."""
+        return generated(self._model, self._layer(site), tokens, count, states)
+
+    def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
+        """Return the text of tokens, special ones left out."""
+        return cast("list[str]", self._tokens.tokenizer.batch_decode(ids.tolist(), skip_special_tokens=True))
+
+    def pieces(self, ids: Int[Tensor, " count"]) -> list[str]:
+        """Return the text of each token, with its blanks."""
+        return pieces_of(self._tokens.tokenizer, ids.tolist())
 
     def _layer(self, site: str) -> nn.Module:
         if site not in self._sites():

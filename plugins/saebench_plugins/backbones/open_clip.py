@@ -130,14 +130,15 @@ class OpenClip(Backbone):
         sites = {f"{PREFIX}{index}": sizes.width for index in range(sizes.layers)}
         for site in self.config.sites or ():
             self._block(site)
-        per_token = 24 * sizes.width**2 * sizes.layers
+        per_row = 24 * sizes.width**2 * sizes.layers * (sizes.patches + 1) / tokens
         facts: dict[str, Json] = {"blocks": sizes.layers, "tokens_per_image": tokens, "image_size": sizes.image_size}
         return BackboneDescription(
             modality="vision",
             sites=sites,
             memory_bytes=4 * sizes.parameters,
             disk_bytes=4 * sizes.parameters if isinstance(self.config.model, Contrastive) else 0,
-            seconds_per_row=per_token * (sizes.patches + 1) / tokens / FLOPS,
+            seconds_per_row=per_row / FLOPS,
+            flops_per_row=per_row,
             facts=facts,
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saebench_core import (
     Backbone,
+    BackboneDescription,
     InputError,
     LanguageModel,
     Metric,
@@ -28,6 +29,7 @@ from saebench_core import (
     Subject,
     TokenBatch,
     VisionModel,
+    Work,
     hookimpl,
 )
 
@@ -131,6 +133,15 @@ class LossRecovered(Metric):
         if isinstance(backbone, (LanguageModel, VisionModel)):
             return None
         return NotApplicable("the backbone has no logits: neither a language model nor a vision model with classes")
+
+    def work(self, description: BackboneDescription) -> Work:
+        """Count clean passes beside patched ones."""
+        rows = self.config.sequences * self.config.tokens
+        if description.modality == "vision":
+            patches = description.facts.get("tokens_per_image")
+            rows = self.config.images * (patches if isinstance(patches, int) else 1)
+        passed = int(rows * description.whole_pass)
+        return Work(prepared=3 * passed, scored=2 * passed, encoded=rows)
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Compute the clean and the zero-ablated losses of every item."""

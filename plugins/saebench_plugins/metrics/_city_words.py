@@ -1,0 +1,112 @@
+"""Words about cities: what geonames' codes mean in English, and templates that ask a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+__all__ = ["CONTINENTS", "LANGUAGES", "TEMPLATES"]
+
+CONTINENTS: Final[Mapping[str, str]] = {
+    "AF": "Africa",
+    "AS": "Asia",
+    "EU": "Europe",
+    "NA": "North America",
+    "OC": "Oceania",
+    "SA": "South America",
+}
+
+LANGUAGES: Final[Mapping[str, str]] = {
+    "am": "Amharic",
+    "ar": "Arabic",
+    "az": "Azerbaijani",
+    "be": "Belarusian",
+    "bg": "Bulgarian",
+    "bn": "Bengali",
+    "cs": "Czech",
+    "da": "Danish",
+    "de": "German",
+    "el": "Greek",
+    "en": "English",
+    "es": "Spanish",
+    "fa": "Persian",
+    "fi": "Finnish",
+    "fr": "French",
+    "he": "Hebrew",
+    "hi": "Hindi",
+    "hu": "Hungarian",
+    "hy": "Armenian",
+    "id": "Indonesian",
+    "it": "Italian",
+    "ja": "Japanese",
+    "ka": "Georgian",
+    "kk": "Kazakh",
+    "km": "Khmer",
+    "ko": "Korean",
+    "lo": "Lao",
+    "mn": "Mongolian",
+    "ms": "Malay",
+    "my": "Burmese",
+    "ne": "Nepali",
+    "nl": "Dutch",
+    "no": "Norwegian",
+    "pl": "Polish",
+    "pt": "Portuguese",
+    "ro": "Romanian",
+    "ru": "Russian",
+    "si": "Sinhala",
+    "so": "Somali",
+    "sr": "Serbian",
+    "sv": "Swedish",
+    "th": "Thai",
+    "tl": "Tagalog",
+    "tr": "Turkish",
+    "uk": "Ukrainian",
+    "ur": "Urdu",
+    "uz": "Uzbek",
+    "vi": "Vietnamese",
+    "zh": "Chinese",
+}
+
+TEMPLATES: Final[Mapping[str, Sequence[str]]] = {
+    "Country": (
+        "Lima lies in Peru. Cairo lies in Egypt. %s lies in",
+        "Oslo is a city of Norway, and %s is a city of",
+        "Quiz: which country does Nairobi belong to? Kenya. Which country does %s belong to?",
+        "City: Havana, country: Cuba. City: %s, country:",
+        "Flights: Athens (Greece), Hanoi (Vietnam), %s (",
+        "I was born in %s, so the passport I travel with was issued by",
+        '{"name": "Dublin", "country": "Ireland"}, {"name": "%s", "country": "',
+        '{"name": "Bogota", "country": "Colombia"}, {"name": "%s", "country": "',
+        "A postcard from %s shows the flag of",
+        "Everyone who grows up in %s learns at school about the history of their country,",
+    ),
+    "Continent": (
+        "Nairobi is in Africa. Lima is in South America. %s is in",
+        "Oslo is on the continent of Europe, and %s is on the continent of",
+        "City: Hanoi, continent: Asia. City: %s, continent:",
+        "Quiz: which continent is Toronto on? North America. Which continent is %s on?",
+        '{"name": "Dublin", "continent": "Europe"}, {"name": "%s", "continent": "',
+        '{"name": "Nairobi", "continent": "Africa"}, {"name": "%s", "continent": "',
+        "Flights by continent: Athens (Europe), Hanoi (Asia), %s (",
+        "On a map of the world, %s is found on the continent of",
+    ),
+    "Language": (
+        "In Rome people speak Italian. In Vienna people speak German. In %s people speak",
+        "City: Athens, language: Greek. City: %s, language:",
+        "Street signs in Warsaw are in Polish, and street signs in %s are in",
+        "Quiz: which language is spoken in Oslo? Norwegian. Which language is spoken in %s?",
+        '{"name": "Lisbon", "language": "Portuguese"}, {"name": "%s", "language": "',
+        '{"name": "Prague", "language": "Czech"}, {"name": "%s", "language": "',
+        "Newspapers in Budapest are written in Hungarian; newspapers in %s are written in",
+        "Before she moved to %s she took lessons in the language of the city,",
+    ),
+    "Timezone": (
+        '{"Rome": "Europe/Rome", "Cairo": "Africa/Cairo", "%s": "',
+        '{"city": "Lima", "tz": "America/Lima"}, {"city": "%s", "tz": "',
+        "TZ of Oslo is Europe/Oslo, TZ of Manila is Asia/Manila, TZ of %s is",
+        "Nairobi: Africa/Nairobi\nAthens: Europe/Athens\n%s:",
+        'zones["Hanoi"] = "Asia/Ho_Chi_Minh"; zones["%s"] = "',
+        'zones["Dublin"] = "Europe/Dublin"; zones["%s"] = "',
+    ),
+}

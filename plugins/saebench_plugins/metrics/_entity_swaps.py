@@ -1,0 +1,128 @@
+"""Pairs of prompts at work: the activation of a base's entity is replaced, and the model's answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from saebench_core import EditableModel, TokenBatch
+from saebench_plugins.metrics._entity_answers import gives
+from saebench_plugins.metrics._known_prompts import Pair, Prompt, responses
+from saebench_plugins.metrics._swap_masks import Basis, Fitting, fit_mask
+
+__all__ = ["Outcome", "Stage", "record_states"]
+
+_AT_ONCE = 128
+
+
+class Outcome(NamedTuple):
+    """Shares of the pairs whose answer becomes the source's (cause), stays the base's (isolation), and their mean."""
+
+    cause: float
+    isolation: float
+
+    @property
+    def disentangled(self) -> float:
+        """Mean of both."""
+        return (self.cause + self.isolation) / 2
+
+
+def record_states(model: EditableModel, site: str, prompts: Sequence[Prompt], max_tokens: int) -> dict[str, Tensor]:
+    """Return tokens and the states at the site of all prompts, end to end, and where each prompt begins."""
+    ids, states, lengths = [], [], []
+    for start in range(0, len(prompts), _AT_ONCE):
+        tokens = model.tokenise([prompt.text for prompt in prompts[start : start + _AT_ONCE]], max_tokens)
+        found = model.states(tokens, site)
+        ids.append(tokens.ids[tokens.attention].cpu())
+        states.append(found[tokens.attention].cpu())
+        lengths.append(tokens.attention.sum(1).cpu())
+    ends = torch.cat(lengths).cumsum(0)
+    return {"ids": torch.cat(ids), "states": torch.cat(states), "offsets": torch.cat([ends.new_zeros(1), ends])}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model, prompts that it knows, and their states at a site.
+
+    Attributes:
+        model: answers.
+        site: where entities are swapped.
+        prompts: what is asked.
+        recorded: what `record_states` returned.
+        words: tokens of an answer.
+        device: where the model is.
+    """
+
+    model: EditableModel
+    site: str
+    prompts: Sequence[Prompt]
+    recorded: Mapping[str, Tensor]
+    words: int
+    device: torch.device
+
+    def entity_rows(self, numbers: Sequence[int]) -> Float[Tensor, "some d_in"]:
+        """Return the activations of these prompts' entities, fp32."""
+        places = torch.tensor([self.prompts[number].place for number in numbers], dtype=torch.int64, device="cpu")
+        rows = self.recorded["offsets"].cpu()[torch.tensor(numbers, device="cpu")] + places
+        return self.recorded["states"][rows.to(self.recorded["states"].device)].to(self.device, torch.float32)
+
+    def _edited(self, numbers: Sequence[int], rows: Float[Tensor, "some d_in"]) -> tuple[TokenBatch, Tensor]:
+        """Return tokens and states of prompts, padded on the right, with these activations of their entities."""
+        offsets = self.recorded["offsets"].tolist()
+        spans = [slice(offsets[number], offsets[number + 1]) for number in numbers]
+        ids = _padded([self.recorded["ids"][span] for span in spans]).to(self.device)
+        states = _padded([self.recorded["states"][span] for span in spans]).to(self.device)
+        lengths = torch.tensor([span.stop - span.start for span in spans], device=self.device)
+        attention = torch.arange(ids.shape[1], device=self.device) < lengths[:, None]
+        places = torch.tensor([self.prompts[number].place for number in numbers], device=self.device)
+        where = (torch.arange(len(numbers), device=self.device), places)
+        return TokenBatch(ids, attention, attention), states.index_put(where, rows.to(states.dtype))
+
+    def fit(self, basis: Basis, pairs: Sequence[Pair], fitting: Fitting) -> Float[Tensor, " size"]:
+        """Learn a mask on pairs; return its logits."""
+        bases, sources = [pair.base for pair in pairs], [pair.source for pair in pairs]
+        firsts = [self.prompts[pair.source if pair.kind == "cause" else pair.base].first for pair in pairs]
+        targets: Int[Tensor, " pairs"] = torch.tensor(firsts, device=self.device)
+
+        def logits(some: Sequence[int], rows: Tensor) -> Tensor:
+            tokens, states = self._edited([bases[number] for number in some], rows)
+            return self.model.resume(tokens, self.site, states)
+
+        rows = (self.entity_rows(bases), self.entity_rows(sources))
+        return fit_mask(basis, *rows, targets, logits, fitting)
+
+    @torch.no_grad()
+    def outcome(self, pairs: Sequence[Pair], basis: Basis | None, gate: Tensor | None) -> Outcome:
+        """Return how the model answers with entities mixed by a gate; without basis, as it is."""
+        right: dict[str, list[bool]] = {"cause": [], "isolation": []}
+        for start in range(0, len(pairs), _AT_ONCE):
+            part = pairs[start : start + _AT_ONCE]
+            rows = self.entity_rows([pair.base for pair in part])
+            if basis is not None and gate is not None:
+                rows = basis.mixed(rows, self.entity_rows([pair.source for pair in part]), gate)
+            for pair, found in zip(part, self._answers(part, rows), strict=True):
+                right[pair.kind].append(found)
+        return Outcome(*(sum(found) / max(1, len(found)) for found in (right["cause"], right["isolation"])))
+
+    def _answers(self, pairs: Sequence[Pair], rows: Tensor) -> list[bool]:
+        """Say of each pair whether the answer is the source's (cause) or still the base's (isolation)."""
+        bases = [self.prompts[pair.base] for pair in pairs]
+        values = [self.prompts[pair.source if pair.kind == "cause" else pair.base].value for pair in pairs]
+
+        def edited(left: Sequence[int]) -> Any:
+            return self._edited([pairs[number].base for number in left], rows[torch.tensor(left, device=rows.device)])[
+                1
+            ]
+
+        texts, _ = responses(self.model, self.site, bases, self.words, edited, values)
+        checked = zip(texts, values, bases, strict=True)
+        return [gives(text, value, base.attribute) for text, value, base in checked]
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True)

@@ -1,0 +1,426 @@
+"""Causal editing on a model whose answers hang on planted coordinates of the entity's activation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from saebench_plugins.metrics._entities import EntitySource
+from saebench_plugins.metrics._entity_answers import decided, gives
+from saebench_plugins.metrics._known_prompts import Asked, Prompt, draw_pairs, known_prompts
+from saebench_plugins.metrics._ravel_pairs import RavelConfig
+from saebench_plugins.metrics._swap_masks import Latents, Neurons, Rotation
+from saebench_plugins.metrics.ravel import Ravel
+
+from saebench_core import (
+    Backbone,
+    BackboneDescription,
+    EditableModel,
+    InputError,
+    NotApplicable,
+    SparseAutoencoder,
+    Subject,
+    TokenBatch,
+    TopK,
+)
+from tests.helpers.contexts import FakeContext, at_home
+from tests.helpers.tiny_lm import save_tiny_llama, write_corpus
+
+D_IN = 8
+COUNTRIES, LANGUAGES = ("Aland", "Bland", "Cland"), ("xish", "yish", "zish")
+CITIES = {
+    f"{country[0]}{language[0]}{number}": (country, language)
+    for country in COUNTRIES
+    for language in LANGUAGES
+    for number in range(4)
+}
+WORDS = ["<pad>", "<bos>", "country", "language", "of", *COUNTRIES, *LANGUAGES, *CITIES]
+ENTITIES = TypeAdapter(EntitySource).validate_python
+
+
+class PlantedModel(Backbone):
+    """A city's activation has its country in coordinates 0 to 2 and its language in 3 to 5; the last word asks.
+
+    Attributes:
+        inert: answer from the tokens, whatever the activations at the site are.
+    """
+
+    def __init__(self, inert=False):
+        self.inert = inert
+        self.generated = 0
+
+    def describe(self):
+        return BackboneDescription("language", {"s": D_IN})
+
+    def prepare(self, context):
+        pass
+
+    def rows_available(self, site, split):
+        return 0
+
+    def stream(self, site, split, start, rows):
+        return iter(())
+
+    def sequences(self, split, start, count):
+        raise NotImplementedError
+
+    def read(self, tokens, site):
+        return self.states(tokens, site)[tokens.kept]
+
+    def logits(self, tokens, site, patch):
+        raise NotImplementedError
+
+    def tokenise(self, texts, max_tokens, keep="start"):
+        ids = [[1, *(WORDS.index(word) for word in text.split())] for text in texts]
+        width = max(map(len, ids))
+        attention = torch.tensor([[place < len(row) for place in range(width)] for row in ids])
+        return TokenBatch(torch.tensor([row + [0] * (width - len(row)) for row in ids]), attention, attention)
+
+    def locate(self, texts, characters):
+        return torch.tensor(
+            [1 + text[: character + 1].count(" ") for text, character in zip(texts, characters, strict=True)]
+        )
+
+    def states(self, tokens, site):
+        table = torch.zeros(len(WORDS), D_IN)
+        for city, (country, language) in CITIES.items():
+            table[WORDS.index(city), COUNTRIES.index(country)] = 1
+            table[WORDS.index(city), 3 + LANGUAGES.index(language)] = 1
+        table[WORDS.index("of"), 6:] = 0.5
+        return table[tokens.ids]
+
+    def resume(self, tokens, site, states):
+        states = self.states(tokens, site) if self.inert else states
+        total = (states * tokens.attention[..., None]).sum(1)
+        last = tokens.ids[torch.arange(len(tokens.ids)), tokens.attention.sum(1) - 1]
+        found = torch.full((len(total), len(WORDS)), -20.0)
+        first = len(WORDS[:5])
+        where = torch.arange(len(WORDS))
+        country = (where >= first) & (where < first + 3)
+        language = (where >= first + 3) & (where < first + 6)
+        spread = torch.zeros(len(total), len(WORDS))
+        spread[:, first : first + 6] = 10 * total[:, :6]
+        asked = torch.where((last == WORDS.index("country"))[:, None], country, language)
+        return torch.where(asked, spread, found)
+
+    def generate(self, tokens, count, site, states):
+        self.generated += len(tokens.ids)
+        states = self.states(tokens, site) if states is None else states
+        first = self.resume(tokens, site, states).argmax(-1)
+        return torch.stack([first, *[torch.zeros_like(first)] * (count - 1)], dim=1)
+
+    def pieces(self, ids):
+        return [WORDS[word] for word in ids.tolist()]
+
+    def words(self, ids):
+        return [" ".join(WORDS[word] for word in row if word) for row in ids.tolist()]
+
+
+def write_ravel(folder, values=None, templates=None, kind="city"):
+    values = values or {
+        city: {"Country": country, "Language": language} for city, (country, language) in CITIES.items()
+    }
+    templates = templates or {
+        "Country": ["of %s country", "%s of country"],
+        "Language": ["of %s language", "%s language"],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"ravel_{kind}_entity_attributes.json").write_text(json.dumps(values))
+    (folder / f"ravel_{kind}_attribute_to_prompts.json").write_text(json.dumps(templates))
+    return {"type": "ravel", "path": str(folder), "kind": kind}
+
+
+def metric_of(tmp_path, **options):
+    settings = {"pairs": 200, "learning_rate": 0.05, "rotation_epochs": 2, **options}
+    return Ravel(RavelConfig(entities=(write_ravel(tmp_path / "ravel"),), **settings))
+
+
+def identity_sae():
+    return SparseAutoencoder.start(torch.eye(D_IN), torch.eye(D_IN), torch.zeros(D_IN), TopK(D_IN), "none")
+
+
+def mixing_sae():
+    """Latents of which each has a part of a country and of a language."""
+    draw = torch.Generator().manual_seed(0)
+    turned, _ = torch.linalg.qr(torch.randn(D_IN, D_IN, generator=draw))
+    return SparseAutoencoder.start(
+        torch.cat([turned, -turned], 1), torch.cat([turned, -turned], 1).T, torch.zeros(D_IN), TopK(D_IN), "none"
+    )
+
+
+def run(metric, model, sae, tmp_path, context=None):
+    context = context or FakeContext(tmp_path / "store", model, "s")
+    prepared = metric.prepare(context)
+    return metric.score(Subject(sae, lambda: sae.w_dec), prepared, context), prepared
+
+
+def test_planted_coordinates_are_found_and_swapped(tmp_path):
+    assert isinstance(PlantedModel(), EditableModel)
+    result, prepared = run(metric_of(tmp_path), PlantedModel(), identity_sae(), tmp_path)
+    scores = {name: score.value for name, score in result.scores.items()}
+    assert scores["cause"] == scores["isolation"] == scores["disentangled"] == 1.0
+    assert scores["swapped"] >= 3
+    assert scores["none_swapped"] == scores["all_swapped"] == 0.5
+    assert scores["random_swapped"] < 0.9
+    assert (scores["full_swap_cause"], scores["full_swap_isolation"]) == (1.0, 0.0)
+    assert prepared.floors == {"disentangled": 0.5, "cause": 0.0, "isolation": 0.0}
+    assert prepared.ceilings["cause"] == prepared.ceilings["isolation"] == 1.0
+    assert prepared.ceilings["disentangled"] > 0.9
+    assert scores["neurons_cause"] == scores["neurons_isolation"] == 1.0
+    assert result.items["attribute"] == ["Country", "Language"]
+    assert result.scores["cause"].n == sum(result.items["pairs"])
+    assert set(result.scores) == set(metric_of(tmp_path).scores())
+
+
+def test_latents_that_mix_attributes_edit_worse(tmp_path):
+    mixed, _ = run(metric_of(tmp_path), PlantedModel(), mixing_sae(), tmp_path)
+    assert mixed.scores["disentangled"].value < 0.95
+    assert mixed.scores["full_swap_cause"].value == 1.0
+
+
+def test_a_site_that_answers_do_not_hang_on_says_nothing(tmp_path):
+    result, prepared = run(metric_of(tmp_path), PlantedModel(inert=True), identity_sae(), tmp_path)
+    assert all(isinstance(score, NotApplicable) for score in result.scores.values())
+    assert "below 0.5): Country 0.00, Language 0.00" in result.scores["cause"].reason
+    assert prepared.floors == prepared.ceilings == {}
+
+
+def test_a_model_that_knows_nothing(tmp_path):
+    values = {city: {"Country": "Nowhere", "Language": "none"} for city in CITIES}
+    metric = Ravel(RavelConfig(entities=(write_ravel(tmp_path / "wrong", values),), pairs=50))
+    result, _ = run(metric, PlantedModel(), identity_sae(), tmp_path)
+    assert "too few answers" in result.scores["cause"].reason
+
+
+def test_what_was_measured_is_kept_by_attribute(tmp_path):
+    model, metric = PlantedModel(), metric_of(tmp_path)
+    context = FakeContext(tmp_path / "store", model, "s")
+    first, _ = run(metric, model, identity_sae(), tmp_path, context)
+    built, asked = len(context.built), model.generated
+    assert built == 4  # what the model knows and what the mask does, of two attributes
+    again, _ = run(metric, model, identity_sae(), tmp_path, context)
+    assert first == again
+    assert len(context.built) == built
+    assert model.generated < 1.9 * asked
+    run(metric, model, mixing_sae(), tmp_path, context)
+    assert len(context.built) == built + 2
+
+
+def prompts_of(*rows):
+    return [
+        Prompt(f"p{number}", f"e{number}", attribute, value, 1, 0) for number, (attribute, value) in enumerate(rows)
+    ]
+
+
+def test_pairs_differ_in_what_they_ask_and_are_of_both_kinds():
+    prompts = prompts_of(
+        *[("A", "ab"[number % 2]) for number in range(20)],
+        *[("B", "xyz"[number % 3]) for number in range(20)],
+        *[("C", "q")] * 5,
+    )
+    pairs = draw_pairs(prompts, "A", 30, 0)
+    kinds = [pair.kind for pair in pairs]
+    assert kinds.count("cause") == 30
+    assert kinds.count("isolation") == 15  # of C, all alike, there is no pair
+    for pair in pairs:
+        base, source = prompts[pair.base], prompts[pair.source]
+        assert base.value != source.value
+        assert base.attribute == source.attribute == ("A" if pair.kind == "cause" else "B")
+    assert len({(pair.kind, pair.base, pair.source) for pair in pairs}) == len(pairs)
+    assert pairs == draw_pairs(prompts, "A", 30, 0)
+    assert pairs != draw_pairs(prompts, "A", 30, 1)
+    assert kinds != sorted(kinds)
+    assert len(draw_pairs(prompts_of(("A", "a"), ("A", "b"), ("B", "x"), ("B", "y")), "A", 30, 0)) == 4
+
+
+def test_entities_and_templates_are_drawn_and_the_best_known_kept(tmp_path):
+    entities = ENTITIES(write_ravel(tmp_path / "ravel")).read()
+    context = FakeContext(tmp_path / "store", PlantedModel(), "s")
+    every = known_prompts(context, context.backbone, Asked(None, None, 1000, 2, 0), entities)
+    assert len(every) == len(CITIES) * 4
+    assert {prompt.text.split()[prompt.place - 1] for prompt in every} == set(CITIES)
+    assert {WORDS[prompt.first] for prompt in every} == {*COUNTRIES, *LANGUAGES}
+    some = known_prompts(context, context.backbone, Asked(10, 1, 1000, 2, 0), entities)
+    assert len(some) == 20
+    assert len({prompt.entity for prompt in some}) == 10
+    assert (
+        len({prompt.entity for prompt in known_prompts(context, context.backbone, Asked(10, 1, 4, 2, 0), entities)})
+        == 4
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "attribute", "right"),
+    [
+        (" France, a country", "France", "Country", True),
+        (" Fr", "France", "Country", True),
+        ("", "France", "Country", False),
+        (' "France', "France", "Country", False),
+        ('France", "x', "France", "Country", True),
+        (" the United States of", "United States", "Country", True),
+        (" USA", "United States", "Country", True),
+        (" England", "United Kingdom", "Country", True),
+        (" United Arab", "United States", "Country", False),
+        (" Korea", "South Korea", "Country", True),
+        (" America", "North America", "Continent", True),
+        (" South America", "North America", "Continent", False),
+        (" Chinese", "Mandarin", "Language", True),
+        (" French", "Dutch, French", "Language", True),
+        (" French", "Dutch, French", "Country", False),
+        (" 48.8", "50", "Latitude", True),
+        (" 47.8", "50", "Latitude", False),
+        (" x", "50", "Latitude", False),
+        (" Europe/Paris", "Europe/Paris", "Timezone", True),
+        (" UTC+2", "Europe/Paris", "Timezone", True),
+        (" GMT +5:30", "Asia/Kolkata", "Timezone", True),
+        (" UTC-5", "Europe/Paris", "Timezone", False),
+        (" Ukraine", "United Kingdom", "Country", False),
+        (" UK, and", "United Kingdom", "Country", True),
+        (" used to", "United States", "Country", False),
+        (" the U.S.", "United States", "Country", True),
+        (" Namibia", "North America", "Continent", False),
+        (" NA", "North America", "Continent", True),
+        (" 48", "48N", "Latitude", True),
+        (" 48", "north", "Latitude", False),
+    ],
+)
+def test_answers(text, value, attribute, right):
+    assert gives(text, value, attribute) is right
+
+
+def test_two_words_decide_where_they_say_enough():
+    assert decided(" Germany and", "France", "Country")
+    assert decided(" France and", "France", "Country")
+    assert not decided(" United", "United States", "Country")
+    assert not decided(" the", "France", "Country")
+    assert not decided("", "France", "Country")
+    assert not decided(" 48", "50", "Latitude")
+    assert not decided(" Uk", "United Kingdom", "Country")
+    assert decided('48"', "50", "Latitude")
+
+
+def test_bases_mix_base_and_source():
+    base, source = torch.randn(2, 5, D_IN, generator=torch.Generator().manual_seed(0))
+    gate = torch.tensor([1.0, 0, 0, 0.25, 0, 1, 1, 0])
+    expected = (1 - gate) * base + gate * source
+    for basis in (Neurons(D_IN, torch.device("cpu")), Rotation(D_IN, torch.device("cpu")), Latents(dense_identity())):
+        assert basis.size in (D_IN, 2 * D_IN)
+        own = gate if basis.size == D_IN else torch.cat([gate, gate])
+        torch.testing.assert_close(basis.mixed(base, source, own).detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def dense_identity():
+    """Positive and negative parts of every coordinate, so that nothing is lost."""
+    both = torch.cat([torch.eye(D_IN), -torch.eye(D_IN)])
+    return SparseAutoencoder.start(both.T.clone(), both, torch.zeros(D_IN), TopK(2 * D_IN), "none")
+
+
+def test_files_and_attributes(tmp_path):
+    source = write_ravel(tmp_path / "ravel")
+    assert list(ENTITIES(source).read().values) == ["Country", "Language"]
+    assert list(ENTITIES({**source, "attributes": ["Language"]}).read().values) == ["Language"]
+    assert len(ENTITIES(source).fingerprint()["sha256"]) == 2
+    assert ENTITIES({**source, "path": "hf://datasets/a/b"}).fingerprint() == {}
+    with pytest.raises(InputError, match="no attribute 'Langage'; did you mean"):
+        ENTITIES({**source, "attributes": ["Langage"]}).read()
+    (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text('{"Country": ["no place"]}')
+    with pytest.raises(InputError, match="'no place' must have one %s"):
+        ENTITIES(source).read()
+    (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text("{")
+    with pytest.raises(InputError, match=r"ravel_city_attribute_to_prompts\.json: not JSON"):
+        ENTITIES(source).read()
+    with pytest.raises(ValidationError, match="gate"):
+        RavelConfig(gate=2)
+
+
+def test_the_published_files_are_read():
+    folder = Path(__file__).parents[3] / "shared" / "data" / "ravel"
+    if not folder.is_dir():
+        pytest.skip("RAVEL's files are not there")
+    cities = ENTITIES({"type": "ravel", "path": str(folder)}).read()
+    assert {name: len(templates) for name, templates in cities.templates.items()} == {
+        "Country": 46,
+        "Continent": 43,
+        "Language": 44,
+    }
+    assert len(cities.values["Country"]) > 3000
+    winners = ENTITIES({"type": "ravel", "path": str(folder), "kind": "nobel_prize_winner"}).read()
+    assert list(winners.values) == ["Country of Birth", "Field", "Gender"]
+    assert all(template.count("%s") == 1 for templates in winners.templates.values() for template in templates)
+
+
+def test_the_largest_cities_of_geonames(tmp_path):
+    (tmp_path / "countries.json").write_text(
+        json.dumps(
+            {
+                "FR": {"name": "France", "continentcode": "EU", "languages": "fr-FR,frp"},
+                "US": {"name": "United States", "continentcode": "NA", "languages": "en-US,es-US"},
+                "AQ": {"name": "Antarctica", "continentcode": "AN", "languages": ""},
+            }
+        )
+    )
+    rows = [
+        ("Paris", "FR", 2_000_000),
+        ("Paris", "US", 25_000),
+        ("Houston", "US", 2_300_000),
+        ("Base", "AQ", 1_000),
+        ("Lyon", "FR", 500),
+    ]
+    cities = {
+        str(number): {
+            "geonameid": number,
+            "name": name,
+            "countrycode": code,
+            "population": people,
+            "timezone": "Europe/Paris",
+        }
+        for number, (name, code, people) in enumerate(rows)
+    }
+    (tmp_path / "cities15000.json").write_text(json.dumps(cities))
+    source = {"type": "geonames", "path": str(tmp_path), "cities": 3}
+    found = ENTITIES(source).read()
+    assert found.values["Country"] == {"Houston": "United States", "Paris": "France", "Base": "Antarctica"}
+    assert found.values["Language"] == {"Houston": "English", "Paris": "French"}
+    assert found.values["Continent"] == {"Houston": "North America", "Paris": "Europe"}
+    assert "Timezone" in ENTITIES({**source, "attributes": ["Timezone"]}).read().values
+    assert all(template.count("%s") == 1 for templates in found.templates.values() for template in templates)
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_padding_sides_give_equal_scores(tmp_path, bos):
+    """A random model knows nothing, so what it answers is written down as right."""
+    from saebench_plugins.backbones.hf_lm import HfLm, HfLmConfig
+
+    corpus = {"type": "text_files", "paths": [str(write_corpus(tmp_path / "corpus.txt"))], "document": "line"}
+    found = []
+    for side in ("left", "right"):
+        save_tiny_llama(tmp_path / side, bos=bos, padding_side=side)
+        model = HfLm(HfLmConfig(model=str(tmp_path / side), corpus=corpus, context=16, max_tokens=400))
+        model.prepare(FakeContext(tmp_path / "store"))
+        templates = {"A": ["w1 %s w2", "%s w3 w4 w5"], "B": ["w6 %s w7", "%s w8"]}
+        values = {}
+        for city in range(10, 40):
+            values[f"w{city}"] = {}
+            for name, (template, _) in templates.items():
+                ids = model.generate(model.tokenise([template.replace("%s", f"w{city}")], 16), 2, "layers.0", None)
+                values[f"w{city}"][name] = model.words(ids)[0]
+        source = write_ravel(tmp_path / "data", values, templates)
+        metric = Ravel(RavelConfig(entities=(source,), pairs=40, words=2, rotation_epochs=1, gate=0))
+        sae = SparseAutoencoder.start(torch.eye(16), torch.eye(16), torch.zeros(16), TopK(8), "none")
+        context = FakeContext(tmp_path / f"store {side}", model, "layers.0")
+        found.append(run(metric, model, sae, tmp_path, context)[0])
+    assert found[0] == found[1]
+    assert found[0].scores["isolation"].value > 0
+
+
+def test_no_tensor_is_made_on_an_implicit_device(tmp_path):
+    sae, names = identity_sae(), ("tokenise", "locate", "states", "resume", "generate")
+    metric = metric_of(tmp_path)
+    wanted, _ = run(metric, PlantedModel(), sae, tmp_path / "one")
+    model = at_home(PlantedModel(), *names)
+    with torch.device("meta"):
+        found, _ = run(metric, model, sae, tmp_path / "two")
+    assert found == wanted

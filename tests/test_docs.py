@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from transformers import Gemma2Config
 
 from saebench_core import BackboneConfig
 from saebench_core.cli import app
@@ -108,6 +109,18 @@ def test_an_unknown_option_would_be_found():
         parsed(CLI, ["plan", "--nothing"])
 
 
+@pytest.fixture
+def known_models(tmp_path_factory, monkeypatch):
+    """Put the configuration of a model that the pages name into the hub's cache, as having loaded it once does."""
+    cache = tmp_path_factory.mktemp("hub")
+    model = cache / "models--google--gemma-2-2b"
+    Gemma2Config().save_pretrained(model / "snapshots" / "0")
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("0", encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+
+
+@pytest.mark.usefixtures("known_models")
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_light_commands_succeed_in_a_new_folder(path, tmp_path):
     assert call("init", cwd=tmp_path).code == 0

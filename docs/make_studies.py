@@ -11,13 +11,16 @@ next ``<!-- end -->`` is written anew::
 
     <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
     <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
+    <!-- differences data=map-width trained=trained constraint=frozen_decoder scores=a/b -->
     <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
+    <!-- latents data=paper-smollm2 gallery="smollm2 / layers.15 · batch_topk · L0 40" constraint=trained -->
     <!-- runs data=paper-synthetic,map-width -->
     <!-- best data=paper-synthetic:variable,map-width score=a/b beside=a/c constraint=trained named=features -->
 
 Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
-the paper's row, ``times=N`` tells shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what
-a figure shows. ``†`` marks what collapsed, ``!`` what had not converged, ``‡`` what missed its L0.
+the paper's row, ``delta="trained:TWIN,TWIN"`` the best twin's distance in percent of what is trained, ``times=N`` tells
+shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what a figure shows. ``†`` marks what
+collapsed, ``!`` what had not converged, ``‡`` what missed its L0.
 """
 
 from __future__ import annotations
@@ -26,33 +29,53 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from study_data import collect, merged, pruned, store, stored
+from study_data import Data, collect, merged, pruned, store, stored
+from study_differences import best_twins, differences
+from study_latents import latents
 from study_tables import best, chosen_chart, figure, runs, table
 
 from saebench_core.interfaces.chart import Chart
 
 FOLDER: Final = Path(__file__).parent / "studies"
 END: Final = "<!-- end -->"
-MARKED: Final = re.compile(rf"<!-- (table|figure|runs|best) (.*?) -->\n.*?{END}", re.DOTALL)
+MARKED: Final = re.compile(rf"<!-- (best|differences|figure|latents|runs|table) (.*?) -->\n.*?{END}", re.DOTALL)
 
 
 def _keys(words: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in shlex.split(words))
 
 
-def charts_asked(preset: str) -> set[str]:
-    """Return the charts that pages ask of a preset."""
+def asked_of(preset: str, kind: str, key: str) -> set[str]:
+    """Return what pages ask of a preset: charts of figures, galleries of latents."""
     asked = [
         _keys(words)
         for path in FOLDER.glob("*.md")
-        for kind, words in MARKED.findall(path.read_text(encoding="utf-8"))
-        if kind == "figure"
+        for marked, words in MARKED.findall(path.read_text(encoding="utf-8"))
+        if marked == kind
     ]
-    return {one["chart"] for one in asked if one["data"] == preset}
+    return {one[key] for one in asked if one["data"] == preset}
+
+
+def _of_one(make: Callable[[Data, Mapping[str, str]], str]) -> Callable[[Mapping[str, Data], Mapping[str, str]], str]:
+    return lambda found, asked: make(found[asked["data"]], asked)
+
+
+def _table(data: Data, asked: Mapping[str, str]) -> str:
+    return "\n".join([table(data, asked), *([best_twins(data, asked)] if "delta" in asked else [])])
+
+
+MAKERS: Final = {
+    "best": best,
+    "differences": _of_one(differences),
+    "latents": _of_one(lambda data, asked: latents(data["galleries"][asked["gallery"]], asked)),
+    "runs": lambda found, asked: runs(found),
+    "table": _of_one(_table),
+}
+"""What is written for a mark, from stored results by the name of a preset, or of a preset and one of its backbones."""
 
 
 def place_of(preset: str) -> Path:
@@ -79,16 +102,13 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
         asked = _keys(words)
         if "<!-- " in match.group()[4 : -len(END)]:
             raise ValueError(f"{page}: <!-- {kind} {words} --> has no {END}")
-        if kind == "runs":
-            made = runs({preset: stored(place_of(preset)) for preset in asked["data"].split(",")})
-        elif kind == "best":
-            made = best({place: stored(place_of(place.split(":")[0])) for place in asked["data"].split(",")}, asked)
-        elif kind == "table":
-            made = table(stored(place_of(asked["data"])), asked)
-        else:
+        if kind == "figure":
             slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
             pictures[f"{page}-{slug}.svg"], caption = figure(charts[words], asked, list(charts.values()))
             made = f"![{charts[words].title}](images/{page}-{slug}.svg)\n\n{caption}"
+        else:
+            places = asked["data"].split(",")
+            made = MAKERS[kind]({place: stored(place_of(place.split(":")[0])) for place in places}, asked)
         return f"<!-- {kind} {words} -->\n\n{made}\n\n{END}"
 
     return MARKED.sub(make, text), pictures
@@ -124,7 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = place_of(preset)
         before = stored(place) if place.is_file() else None
         others = [stored(other) for other in sorted(place.parent.glob("*.json")) if other != place]
-        found = pruned(merged(collect(f"preset:{preset}", given.workdir), before, others), charts_asked(preset))
+        wanted = asked_of(preset, "figure", "chart"), asked_of(preset, "latents", "gallery")
+        found = pruned(merged(collect(f"preset:{preset}", given.workdir), before, others), *wanted)
         store(place, found)
         sys.stdout.write(f"{place}: {len(found['cells'])} cells, {found['left']} left\n")
     if given.check and not any(FOLDER.glob("*.md")):

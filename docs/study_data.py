@@ -10,9 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from study_latents import kept
 from study_tables import LIMITS
 
-from saebench_core.api import charts_of, open_registry
+from saebench_core.api import charts_of, galleries_of, open_registry
 from saebench_core.conformance.context import KitContext
 from saebench_core.interfaces.backbone import Backbone, GroundTruth
 from saebench_core.report import comparisons
@@ -40,6 +41,7 @@ def collect(registry: str, workdir: Path) -> Data:
         "worlds": worlds(opened),
         "limits": _agreed((record.result.backbone.name, _limits_of(record.result)) for record in done),
         "charts": {chart.title: _rounded(asdict(chart)) for chart in _charts(opened, done)},
+        "galleries": _galleries(opened, done),
     }
 
 
@@ -62,6 +64,17 @@ def _charts(opened: Any, done: Sequence[Any]) -> list[Any]:
         sys.stderr.write(f"warning: {problem}\n")
     found = comparisons(done)
     return [*charts, *(chart for score in opened.registry.headline for chart in score_charts(found, done, score))]
+
+
+def _galleries(opened: Any, done: Sequence[Any]) -> Data:
+    """Return galleries by title; where two metrics have one of the same cells, the first one's."""
+    galleries, problems = galleries_of(opened, done)
+    for problem in problems:
+        sys.stderr.write(f"warning: {problem}\n")
+    found: Data = {}
+    for gallery in galleries:
+        found.setdefault(gallery.title, _rounded(kept(gallery)))
+    return found
 
 
 def _names(result: Any) -> Data:
@@ -161,6 +174,7 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
         "worlds": found["worlds"],
         "limits": _agreed(limits),
         "charts": {**found["charts"], **charts},
+        "galleries": {**(before or {}).get("galleries", {}), **found["galleries"]},
     }
 
 
@@ -204,15 +218,18 @@ def _limits_for(row: Data, limits: Mapping[str, Limits]) -> Limits:
     return {limit: {score: limits[row["backbone"]][limit].get(score) for score in row["scores"]} for limit in LIMITS}
 
 
-def pruned(found: Data, charts: Set[str]) -> Data:
-    """Return what was found, with those charts alone.
+def pruned(found: Data, charts: Set[str], galleries: Set[str] = frozenset()) -> Data:
+    """Return what was found, with those charts and galleries alone.
 
     Raises:
-        KeyError: for a chart that there is not.
+        KeyError: for one that there is not.
     """
-    if missing := charts - set(found["charts"]):
-        raise KeyError(f"charts: {sorted(missing)}; there are: {sorted(found['charts'])}")
-    return {**found, "charts": {title: chart for title, chart in found["charts"].items() if title in charts}}
+    chosen: Data = {}
+    for kind, wanted in (("charts", charts), ("galleries", galleries)):
+        if missing := wanted - set(found[kind]):
+            raise KeyError(f"{kind}: {sorted(missing)}; there are: {sorted(found[kind])}")
+        chosen[kind] = {title: one for title, one in found[kind].items() if title in wanted}
+    return {**found, **chosen}
 
 
 def stored(place: Path) -> Data:

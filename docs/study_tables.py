@@ -24,14 +24,14 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
         KeyError: for a value or score that no cell has.
         ValueError: if a place of the table would hold different cells of one seed.
     """
-    chosen = _chosen(data["cells"], asked)
+    chosen = chosen_cells(data["cells"], asked)
     by_score = "scores" in asked
     scores = asked["scores"].split(",") if by_score else [asked["score"]]
     unknown = set(scores) - {score for cell in chosen for score in cell["scores"]}
     if unknown:
         raise KeyError(f"scores: {sorted(unknown)}")
-    rows = _in_order(chosen, asked["rows"])
-    columns = scores if by_score else _in_order(chosen, asked["columns"])
+    rows = in_order(chosen, asked["rows"])
+    columns = scores if by_score else in_order(chosen, asked["columns"])
     heads = [column.replace("_", " ").replace("/", " / ") for column in columns] if by_score else columns  # lines break
     lines = [f"| {asked['rows']} | {' | '.join(heads)} |", f"|---|{'---|' * len(columns)}"]
     tell = _teller(asked)
@@ -65,7 +65,7 @@ def _paper(asked: Mapping[str, str]) -> dict[str, str]:
     return dict(pair.split(":") for pair in asked.get("paper", "").split())
 
 
-def _in_order(cells: Sequence[Row], axis: str) -> list[str]:
+def in_order(cells: Sequence[Row], axis: str) -> list[str]:
     """Return names in the order of the cells; one that comes later stands behind its neighbour there."""
     found: list[str] = []
     place = 0
@@ -77,7 +77,12 @@ def _in_order(cells: Sequence[Row], axis: str) -> list[str]:
     return found
 
 
-def _chosen(cells: Sequence[Row], asked: Mapping[str, str]) -> list[Row]:
+def chosen_cells(cells: Sequence[Row], asked: Mapping[str, str]) -> list[Row]:
+    """Return the cells that are asked for by backbone, architecture, constraint and L0, each one name or several.
+
+    Raises:
+        KeyError: for a name that no cell has.
+    """
     chosen = list(cells)
     for axis in AXES:
         wanted = asked[axis].split(",") if axis in asked else []
@@ -152,7 +157,7 @@ def best(found: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str]) -> st
     score, beside, without = asked["score"], asked["beside"], asked.get("without", "").split(",")
     for place, data in found.items():
         preset, _, only = place.partition(":")
-        chosen = _chosen(data["cells"], {"constraint": asked["constraint"]})
+        chosen = chosen_cells(data["cells"], {"constraint": asked["constraint"]})
         chosen = [cell for cell in chosen if only in ("", cell["backbone"]) and cell["backbone"] not in without]
         if not chosen or not all({score, beside} <= cell["scores"].keys() for cell in chosen):
             raise KeyError(f"{place}: {asked['constraint']}: {score}, {beside}")

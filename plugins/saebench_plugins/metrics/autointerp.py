@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from saebench_core import (
     Backbone,
     BackboneDescription,
+    Chart,
     Gallery,
     InputError,
     Json,
@@ -36,6 +37,7 @@ from saebench_core import (
     named_generator,
 )
 from saebench_plugins.metrics._interp_answers import answered, auroc
+from saebench_plugins.metrics._interp_charts import accuracy_charts
 from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingConfig, LlmConfig, judge_of
 from saebench_plugins.metrics._interp_gallery import drawn_latents, galleries
 from saebench_plugins.metrics._interp_judges import Judge
@@ -152,6 +154,10 @@ class Autointerp(Metric):
             self._means(rows, alive * len(samples) / len(drawn), alive, len(counts)),
             {name: [row[name] for row in rows] for name in rows[0]},
         )
+
+    def figures(self, found: Sequence[Observed]) -> Sequence[Chart]:
+        """Draw how accuracies are spread over latents, trained beside twins (paper figure 5)."""
+        return accuracy_charts(found, self.config.judge.type)
 
     def galleries(self, found: Sequence[Observed]) -> Sequence[Gallery]:
         """Show the best and some random latents of trained SAEs beside those of twins."""

@@ -1,0 +1,65 @@
+"""What a study's page tells of trained SAEs beside twins: differences, the best twin, latents in their contexts."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from scipy import stats
+
+from saebench_core import Card, Column, Excerpt, Gallery
+from tests.helpers.studies import cell
+
+TRAINED, FROZEN = (0.7, 0.8, 0.9), (0.5, 0.7, 0.6)
+CELLS = [
+    *(cell("topk", "trained", seed, value) for seed, value in enumerate(TRAINED)),
+    *(cell("topk", "frozen", seed, value) for seed, value in enumerate(FROZEN)),
+    cell("topk", "soft", 1, 0.79),
+    cell("topk", "soft", 2, 0.2, ["collapsed"]),
+    cell("topk", "untrained", 7, 0.1),
+]
+DATA = {"cells": CELLS, "limits": {"toy": {"floor": {}, "ceiling": {}}}}
+
+
+def test_differences_are_paired_by_seed_with_students_interval(studies):
+    asked = {"trained": "trained", "constraint": "frozen,soft,untrained", "scores": "a/b,a/c"}
+    lines = studies.differences(DATA, asked).splitlines()
+    paired = stats.ttest_rel(TRAINED, FROZEN).confidence_interval(0.95)
+    assert lines[0] == "| trained - ... | a / b | a / c |"
+    assert lines[2].startswith(f"| frozen | +0.200 [{paired.low:+.3f}, {paired.high:+.3f}] | +2.000 [")
+    assert lines[3] == "| soft | +0.010 | +0.100 |"  # one seed is left, so there is no interval
+    assert lines[4] == "| untrained |  |  |"  # no seed in common
+
+
+def test_a_difference_of_two_cells_of_one_seed_is_refused(studies):
+    twice = {**DATA, "cells": [*CELLS, cell("relu", "frozen", 0, 0.5)]}
+    with pytest.raises(ValueError, match="frozen: several cells of one seed"):
+        studies.differences(twice, {"trained": "trained", "constraint": "frozen", "scores": "a/b"})
+
+
+def test_the_best_twin_is_told_for_each_score_in_percent_of_what_is_trained(studies):
+    asked = {"delta": "trained:frozen,soft", "scores": "a/b,a/c"}
+    found = sys.modules["study_differences"].best_twins(DATA, asked)
+    assert found == "| *best twin* | soft -1.2 % | soft -1.2 % |"
+    rows = [{**one, "scores": {**one["scores"], "a/c": 2.0 if one["constraint"] == "frozen" else 1.0}} for one in CELLS]
+    told = sys.modules["study_differences"].best_twins({**DATA, "cells": rows}, asked)
+    assert told == "| *best twin* | soft -1.2 % | frozen +100.0 % |"
+    assert sys.modules["study_differences"].best_twins(DATA, {**asked, "scores": "a/none"}) == "| *best twin* |  |"
+
+
+def test_latents_are_shown_with_marks_and_nothing_of_a_text_is_taken_as_html(studies):
+    excerpt = Excerpt(("<b>", " cat\n", "s"), (0.0, 1.0, 0.5))
+    columns = tuple(
+        Column(name, (Card(f"latent {name}", "a & b", "accuracy 0.90", (excerpt,) * 9),))
+        for name in ("trained", "soft")
+    )
+    module = sys.modules["study_latents"]
+    stored = module.kept(Gallery("G", "c", columns))
+    assert len(stored["columns"][0]["cards"][0]["excerpts"]) == module.EXCERPTS
+    made = module.latents(stored, {"constraint": "soft"})
+    style = 'style="background: rgba(255, 140, 0, {}); color: inherit"'
+    assert made.count("<br>") == module.EXCERPTS and "latent trained" not in made
+    assert made.startswith('**soft**\n\n<div class="latent"><em>latent soft: accuracy 0.90; &quot;a &amp; b&quot;</em>')
+    assert f"&lt;b&gt;<mark {style.format('0.70')}> cat⏎</mark><mark {style.format('0.40')}>s</mark>" in made
+    with pytest.raises(KeyError, match="there are"):
+        module.latents(stored, {"constraint": "none"})

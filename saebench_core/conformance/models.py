@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saebench_core.conformance.backbones import BackboneSubject
 from saebench_core.conformance.checks import NotCheckable, check, demand, demand_close, demand_equal
-from saebench_core.interfaces.backbone import LanguageModel, TokenBatch, VisionModel
+from saebench_core.interfaces.backbone import EditableModel, LanguageModel, TokenBatch, VisionModel
 from saebench_core.interfaces.context import Split
 
 
@@ -83,6 +83,35 @@ def check_logits_are_patched(subject: BackboneSubject) -> None:
     demand_close("what the patch is given", torch.cat(seen), x, 1e-3, 1e-3 * float(x.abs().max()))
     zero = model.logits(tokens, site, torch.zeros_like)
     demand(not torch.allclose(zero, clean, atol=slack), "zeros at the site leave the logits alone", "other logits")
+
+
+@check("go on from `states` as if from the start, see what was edited, and answer with the likeliest token")
+def check_editing_goes_on(subject: BackboneSubject) -> None:
+    """States are what is read; logits from them are those of a whole pass; the first word is the likeliest one."""
+    model, site = _language(subject), subject.site
+    if not isinstance(model, EditableModel):
+        raise NotCheckable("the backbone does not offer EditableModel")
+    tokens = model.sequences("evaluation", 0, 3)
+    states = model.states(tokens, site)
+    x = model.read(tokens, site)
+    demand_close("states of kept tokens", states[tokens.kept].float(), x, 1e-3, 1e-3 * float(x.abs().max()))
+    clean = model.logits(tokens, site, None)
+    slack = 1e-3 * float(clean.abs().max())
+    attended = tokens.attention
+    demand_close("logits from states", model.logits_from(tokens, site, states)[attended], clean[attended], 1e-3, slack)
+    last = clean[torch.arange(len(clean), device=clean.device), attended.sum(1) - 1]
+    resumed = model.resume(tokens, site, states)
+    demand_close("logits after each last token", resumed, last, 1e-3, slack)
+    nothing = torch.zeros_like(states)
+    for name, found, before in (
+        ("logits_from", model.logits_from(tokens, site, nothing)[attended], clean[attended]),
+        ("resume", model.resume(tokens, site, nothing), last),
+    ):
+        demand(not torch.allclose(found, before, atol=slack), f"zeros leave the logits of {name} alone", "other logits")
+    first = model.generate(tokens, 2, site, states)
+    demand_equal("shape of what is generated", tuple(first.shape), (len(last), 2))
+    chosen = resumed.gather(1, first[:, :1].to(resumed.device))[:, 0]
+    demand_close("logits of the first token generated", chosen, resumed.max(1).values, 1e-3, slack)
 
 
 @check("count, label and name what `images` returns")

@@ -215,6 +215,12 @@ class TinyLanguageModel(_Stored):
         last = tokens.attention.sum(1) - 1
         return self._unembedded(states[torch.arange(len(states), device="cpu"), last])
 
+    def logits_from(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """Return the logits at every position."""
+        return self._unembedded(states)
+
     def generate(
         self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
     ) -> Int[Tensor, "sequences count"]:

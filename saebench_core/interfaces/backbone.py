@@ -225,6 +225,11 @@ class EditableModel(ReadableModel, Protocol):
     ) -> Float[Tensor, "sequences vocabulary"]:
         """Return fp32 logits after each sequence's last token, computed from the site on; gradients flow to states."""
 
+    def logits_from(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """Return fp32 logits at every position, computed from the site on."""
+
     def generate(
         self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
     ) -> Int[Tensor, "sequences count"]:

@@ -203,6 +203,30 @@ def test_compare_by_hand():
     assert losses.positions.tolist() == [1.0]
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_layers_up_to_the_site_are_not_computed_for_an_sae_and_scores_are_those_of_whole_passes(
+    metric, context, monkeypatch, dtype
+):
+    model = context.backbone._model.to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    prepared, subject = metric.prepare(context), Subject(random_sae(), lambda: None)
+    computed = []
+    first = context.backbone._layers[0].self_attn
+    handle = first.register_forward_hook(
+        lambda module, inputs, kwargs, output: computed.append(output[0].shape[:-1].numel()), with_kwargs=True
+    )
+    found = metric.score(subject, prepared, context).scores
+    handle.remove()
+    assert max(computed) == 1  # one token tells what a layer returns
+    monkeypatch.setattr("saebench_plugins.metrics.loss_recovered.EditableModel", Never)
+    whole = metric.score(subject, metric.prepare(context), context).scores
+    model.to(torch.float32)
+    assert found == whole
+
+
+class Never:
+    """What nothing is an instance of."""
+
+
 def test_impossible_logits_stay_finite_in_kl():
     clean = torch.tensor([[[0.0, -200.0]]])
     losses = compare(clean, clean.flip(-1), torch.tensor([[0]]), torch.ones(1, 1, dtype=torch.bool))
@@ -211,7 +235,7 @@ def test_impossible_logits_stay_finite_in_kl():
 
 def test_nothing_to_recover_is_no_score(metric, context, monkeypatch):
     monkeypatch.setattr(
-        type(context.backbone), "logits", lambda self, tokens, site, patch: torch.zeros(*tokens.ids.shape, 9)
+        type(context.backbone), "logits_from", lambda self, tokens, site, states: torch.zeros(*tokens.ids.shape, 9)
     )
     monkeypatch.setattr(
         "saebench_plugins.metrics.loss_recovered.compare", lambda *args: compare(*args[:2], args[2] % 9, args[3])

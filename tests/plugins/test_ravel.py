@@ -106,6 +106,9 @@ class PlantedModel(Backbone):
         asked = torch.where((last == WORDS.index("country"))[:, None], country, language)
         return torch.where(asked, spread, found)
 
+    def logits_from(self, tokens, site, states):
+        raise NotImplementedError
+
     def generate(self, tokens, count, site, states):
         self.generated += len(tokens.ids)
         states = self.states(tokens, site) if states is None else states

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saebench_core import InputError, TokenBatch
 from saebench_plugins.backbones._hf_forward import hooked, stopped_after
 
-__all__ = ["generated", "pieces_of", "place_of", "resumed", "states_after"]
+__all__ = ["generated", "logits_from", "pieces_of", "place_of", "resumed", "states_after"]
 
 
 @torch.no_grad()
@@ -34,6 +34,17 @@ def resumed(
     last = tokens.attention.sum(1) - 1
     with _passed_by(model, layers, tokens, states):
         return _logits_at(model, tokens, last)
+
+
+@torch.no_grad()
+def logits_from(
+    model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, states: Float[Tensor, "sequences length d_in"]
+) -> Float[Tensor, "sequences length vocabulary"]:
+    """Return fp32 logits at every position, from ``states`` after the last of ``layers`` on, these passed by."""
+    with _passed_by(model, layers, tokens, states):
+        mask = tokens.attention.to(torch.int64)
+        output = model(input_ids=tokens.ids, attention_mask=mask, use_cache=False)
+    return cast(Tensor, output.logits.to(torch.float32))
 
 
 @contextlib.contextmanager

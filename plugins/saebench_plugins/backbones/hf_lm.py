@@ -30,7 +30,7 @@ from saebench_core import (
     split_of_text,
 )
 from saebench_plugins.backbones._hf_corpus import Corpus, packed_corpora
-from saebench_plugins.backbones._hf_editing import generated, pieces_of, place_of, resumed, states_after
+from saebench_plugins.backbones._hf_editing import generated, logits_from, pieces_of, place_of, resumed, states_after
 from saebench_plugins.backbones._hf_forward import patched, rows_after
 from saebench_plugins.backbones._hf_loading import Tokens, decoder_layers, randomise
 from saebench_plugins.backbones._hf_source import ModelSource
@@ -244,8 +244,13 @@ class HfLm(Backbone):
         self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
     ) -> Float[Tensor, "sequences vocabulary"]:
         """Return fp32 logits after each sequence's last token; the layers up to the site are not computed."""
-        passed = list(self._layers)[: list(self._layers).index(self._layer(site)) + 1]
-        return resumed(self._model, passed, tokens, states)
+        return resumed(self._model, self._up_to(site), tokens, states)
+
+    def logits_from(
+        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+    ) -> Float[Tensor, "sequences length vocabulary"]:
+        """Return fp32 logits at every position; the layers up to the site are not computed."""
+        return logits_from(self._model, self._up_to(site), tokens, states)
 
     def generate(
         self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
@@ -265,6 +270,9 @@ class HfLm(Backbone):
         if site not in self._sites():
             raise InputError(f"no site {site!r}; there are layers.0 to layers.{self._source.sizes.layers - 1}")
         return self._layers[int(site.rpartition(".")[2])]
+
+    def _up_to(self, site: str) -> list[nn.Module]:
+        return list(self._layers)[: list(self._layers).index(self._layer(site)) + 1]
 
     def _call(self, tokens: TokenBatch) -> Any:
         if self._model is None:

@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, PositiveInt
 from torch import Tensor
+from torch.nn import functional
 
 from saebench_core import (
     Backbone,
     BackboneDescription,
+    EditableModel,
     InputError,
     LanguageModel,
     Metric,
@@ -22,6 +24,7 @@ from saebench_core import (
     MetricSpec,
     NotApplicable,
     Patch,
+    PluginError,
     Prepared,
     Score,
     Scored,
@@ -37,6 +40,8 @@ __all__ = ["LossRecovered", "LossRecoveredConfig"]
 
 _SEQUENCES_AT_ONCE: Final = 4  # logits of a large vocabulary: 128 tokens x 262k in fp32 are 134 MB
 _IMAGES_AT_ONCE: Final = 32
+_STATES: Final = "states"
+_CLEAN: Final = ("ce_clean", "ce_zero", "kl_zero")
 _SMALLEST_GAP: Final = 1e-4
 """Nats that zero ablation must cost; below it there is nothing to recover, only rounding to divide by."""
 
@@ -97,7 +102,13 @@ def compare(
 
 
 class LossRecovered(Metric):
-    """Patches the site with zeros (floor), nothing (ceiling) and reconstructions."""
+    """Patches the site with zeros (floor), nothing (ceiling) and reconstructions.
+
+    Where a model can go on from a site, its activations there are kept, and no SAE makes them be computed again.
+    """
+
+    version = 2
+    large_inputs = True
 
     def __init__(self, config: LossRecoveredConfig) -> None:
         self.config = config
@@ -145,12 +156,14 @@ class LossRecovered(Metric):
 
     def prepare(self, context: MetricContext) -> Prepared:
         """Compute the clean and the zero-ablated losses of every item."""
-        clean = self._losses(context, _keep)
-        zero = self._losses(context, _zero)
+        states = self._states(context)
+        clean = self._losses(context, _keep, states)
+        zero = self._losses(context, _zero, states)
         if not float(clean.positions.sum()):
             raise InputError("loss_recovered: the evaluation split has no kept position with a next token")
         vision = isinstance(context.backbone, VisionModel)
         tensors = {"ce_clean": clean.ce, "ce_zero": zero.ce, "kl_zero": zero.kl, "positions": clean.positions}
+        tensors |= {} if states is None else {_STATES: states}
         floors, ceilings = {"ce": 0.0, "kl": 0.0}, {"ce": 1.0, "kl": 1.0}
         if vision:
             floors["top1"], ceilings["top1"] = zero.mean("right"), clean.mean("right")
@@ -158,10 +171,10 @@ class LossRecovered(Metric):
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Patch reconstructions in, and compare."""
-        losses = self._losses(context, subject.sae.reconstruct)
+        losses = self._losses(context, subject.sae.reconstruct, prepared.tensors.get(_STATES))
         positions = losses.positions
         n = int(positions.sum())
-        means = {name: float(tensor.sum() / positions.sum()) for name, tensor in prepared.tensors.items()}
+        means = {name: float(prepared.tensors[name].sum() / positions.sum()) for name in _CLEAN}
         ce, kl = losses.mean("ce"), losses.mean("kl")
         scores: dict[str, Score | NotApplicable] = {
             "ce": _recovered(means["ce_zero"] - ce, means["ce_zero"] - means["ce_clean"], n, "the cross-entropy"),
@@ -181,29 +194,53 @@ class LossRecovered(Metric):
         there = losses.positions > 0
         positions = losses.positions[there]
         columns = {"ce_sae": losses.ce, "kl_sae": losses.kl}
-        columns |= {name: prepared.tensors[name] for name in ("ce_clean", "ce_zero", "kl_zero")}
+        columns |= {name: prepared.tensors[name] for name in _CLEAN}
         means = {name: (sums[there] / positions).tolist() for name, sums in columns.items()}
         return {item: there.nonzero()[:, 0].tolist(), "positions": positions.to(torch.int64).tolist(), **means}
 
-    def _losses(self, context: MetricContext, patch: Patch) -> _Losses:
-        if isinstance(context.backbone, VisionModel):
-            return _Losses.join(list(self._image_losses(context, context.backbone, patch)))
-        if isinstance(context.backbone, LanguageModel):
-            return _Losses.join(list(self._token_losses(context, context.backbone, patch)))
+    def _losses(self, context: MetricContext, patch: Patch, states: Tensor | None) -> _Losses:
+        model = context.backbone
+        if isinstance(model, VisionModel):
+            return _Losses.join(list(self._image_losses(context, model, patch)))
+        if isinstance(model, LanguageModel):
+            return _Losses.join(list(self._token_losses(context, model, patch, states)))
         raise InputError("loss_recovered needs a language or vision model")
 
-    def _token_losses(self, context: MetricContext, model: LanguageModel, patch: Patch) -> Iterator[_Losses]:
+    def _tokens(self, model: LanguageModel) -> Iterator[tuple[int, TokenBatch]]:
         for start in range(0, self.config.sequences, _SEQUENCES_AT_ONCE):
             count = min(_SEQUENCES_AT_ONCE, self.config.sequences - start)
             whole = model.sequences("evaluation", start, count)
             if not len(whole.ids):
                 return
-            tokens = TokenBatch(*(tensor[:, : self.config.tokens] for tensor in whole))
-            clean = model.logits(tokens, context.site, None)
-            patched = clean if patch is _keep else model.logits(tokens, context.site, patch)
+            yield start, TokenBatch(*(tensor[:, : self.config.tokens] for tensor in whole))
+
+    def _states(self, context: MetricContext) -> Float[Tensor, "sequences tokens d_in"] | None:
+        """Return what a model has at the site, padded to the same length; None if it cannot go on from there."""
+        model = context.backbone
+        if not isinstance(model, EditableModel):
+            return None
+        found = []
+        for _, tokens in self._tokens(model):
+            states = model.states(tokens, context.site).cpu()
+            found.append(functional.pad(states, (0, 0, 0, self.config.tokens - states.shape[1])))
+        return torch.cat(found)
+
+    def _token_losses(
+        self, context: MetricContext, model: LanguageModel, patch: Patch, recorded: Tensor | None
+    ) -> Iterator[_Losses]:
+        for start, tokens in self._tokens(model):
+            if recorded is not None and isinstance(model, EditableModel):
+                states = recorded[start : start + len(tokens.ids), : tokens.ids.shape[1]].to(context.device)
+                clean = model.logits_from(tokens, context.site, states)
+                patched = clean
+                if patch is not _keep:
+                    patched = model.logits_from(tokens, context.site, _changed(states, tokens.kept, patch))
+            else:
+                clean = model.logits(tokens, context.site, None)
+                patched = clean if patch is _keep else model.logits(tokens, context.site, patch)
             used = tokens.kept[:, :-1] & tokens.attention[:, 1:]  # the last position has no next token
             yield compare(clean[:, :-1], patched[:, :-1], tokens.ids[:, 1:], used)
-            context.progress("loss_recovered", start + len(whole.ids), self.config.sequences)
+            context.progress("loss_recovered", start + len(tokens.ids), self.config.sequences)
 
     def _image_losses(self, context: MetricContext, model: VisionModel, patch: Patch) -> Iterator[_Losses]:
         total = min(self.config.images, model.image_count("evaluation"))
@@ -215,6 +252,18 @@ class LossRecovered(Metric):
             patched = clean if patch is _keep else model.zero_shot_logits(images, context.site, patch)[:, None]
             yield compare(clean, patched, targets, torch.ones_like(targets, dtype=torch.bool))
             context.progress("loss_recovered", start + len(images), total)
+
+
+def _changed(states: Tensor, kept: Bool[Tensor, "sequences length"], patch: Patch) -> Tensor:
+    if not kept.any():
+        return states
+    rows = states[kept].to(torch.float32)
+    new = patch(rows)
+    if new.shape != rows.shape:
+        raise PluginError(f"a patch returned {tuple(new.shape)} for activations {tuple(rows.shape)}")
+    found = states.clone()
+    found[kept] = new.to(found.dtype)
+    return found
 
 
 def _recovered(gain: float, gap: float, n: int, what: str) -> Score | NotApplicable:

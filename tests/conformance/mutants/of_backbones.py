@@ -106,6 +106,24 @@ def centred_reading(self, inherited, tokens, site):
     return found - found.mean(0)
 
 
+def rounded_states(self, inherited, tokens, site):
+    return inherited(tokens, site).round()
+
+
+def from_the_start(self, inherited, tokens, site, states):
+    return inherited(tokens, site, self.states(tokens, site))
+
+
+def after_the_padding(self, inherited, tokens, site, states):
+    return self.logits_from(tokens, site, states)[:, -1]
+
+
+def second_best(self, inherited, tokens, count, site, states):
+    found = inherited(tokens, count, site, states)
+    found[:, 0] = self.resume(tokens, site, states).topk(2).indices[:, 1]
+    return found
+
+
 def deaf_to_patches(self, inherited, tokens, site, patch):
     return inherited(tokens, site, None)
 
@@ -152,6 +170,10 @@ MUTANTS = [
     broken("cuts no text", "check_tokens", LANGUAGE, "at most the 8", tokenise=ignores_the_limit),
     broken("centres by the batch", "check_tokens_are_read", LANGUAGE, "one by one", read=centred_reading),
     broken("deaf to patches", "check_logits_are_patched", LANGUAGE, "never called", logits=deaf_to_patches),
+    broken("rounds its states", "check_editing_goes_on", LANGUAGE, "states of kept", states=rounded_states),
+    broken("forgets the states", "check_editing_goes_on", LANGUAGE, "zeros leave", logits_from=from_the_start),
+    broken("resumes at the end", "check_editing_goes_on", LANGUAGE, "after each last", resume=after_the_padding),
+    broken("says the second best", "check_editing_goes_on", LANGUAGE, "first token", generate=second_best),
     broken("patches every token", "check_logits_are_patched", LANGUAGE, "given", logits=patches_everything),
     broken("a class without a name", "check_images_have_labels", VISION, "labels up to 2",
            class_names=lambda self, inherited: inherited()[:2]),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saebench_core import EditableModel, TokenBatch
+from saebench_core import EditableModel, Progress, TokenBatch
 from saebench_plugins.metrics._entity_answers import gives
 from saebench_plugins.metrics._known_prompts import Pair, Prompt, responses
 from saebench_plugins.metrics._swap_masks import Basis, Fitting, fit_mask
@@ -56,6 +57,7 @@ class Stage:
         recorded: what `record_states` returned.
         words: tokens of an answer.
         device: where the model is.
+        progress: is told how far a mask is learned.
     """
 
     model: EditableModel
@@ -64,6 +66,7 @@ class Stage:
     recorded: Mapping[str, Tensor]
     words: int
     device: torch.device
+    progress: Progress
 
     def entity_rows(self, numbers: Sequence[int]) -> Float[Tensor, "some d_in"]:
         """Return the activations of these prompts' entities, fp32."""
@@ -83,8 +86,8 @@ class Stage:
         where = (torch.arange(len(numbers), device=self.device), places)
         return TokenBatch(ids, attention, attention), states.index_put(where, rows.to(states.dtype))
 
-    def fit(self, basis: Basis, pairs: Sequence[Pair], fitting: Fitting) -> Float[Tensor, " size"]:
-        """Learn a mask on pairs; return its logits."""
+    def fit(self, basis: Basis, pairs: Sequence[Pair], fitting: Fitting, label: str) -> Float[Tensor, " size"]:
+        """Learn a mask on pairs; return its logits. ``label`` says what is learned, to who waits."""
         bases, sources = [pair.base for pair in pairs], [pair.source for pair in pairs]
         firsts = [self.prompts[pair.source if pair.kind == "cause" else pair.base].first for pair in pairs]
         targets: Int[Tensor, " pairs"] = torch.tensor(firsts, device=self.device)
@@ -94,7 +97,7 @@ class Stage:
             return self.model.resume(tokens, self.site, states)
 
         rows = (self.entity_rows(bases), self.entity_rows(sources))
-        return fit_mask(basis, *rows, targets, logits, fitting)
+        return fit_mask(basis, *rows, targets, logits, fitting, partial(self.progress, f"ravel: {label}"))
 
     @torch.no_grad()
     def outcome(self, pairs: Sequence[Pair], basis: Basis | None, gate: Tensor | None) -> Outcome:

@@ -119,7 +119,7 @@ def attributes_of(
     for number, kind in enumerate(facts["kinds"]):
         prompts = [Prompt(**fields) for fields in kind["prompts"]]
         recorded = {name: tensors[f"{number}.{name}"] for name in ("ids", "states", "offsets") if prompts}
-        stage = Stage(model, context.site, prompts, recorded, config.words, context.device)
+        stage = Stage(model, context.site, prompts, recorded, config.words, context.device, context.progress)
         for attribute, listed in kind["pairs"].items():
             pairs = [Pair(**fields) for fields in listed]
             cut = round(config.train_share * len(pairs))
@@ -144,7 +144,9 @@ def _references(config: RavelConfig, attributes: Sequence[Attribute], context: M
             "rotation": (rotation, config.rotation_epochs),
         }
         for name, (basis, epochs) in masks.items() if row["full_swap"].cause >= config.gate else ():
-            row[name] = stage.outcome(test, basis, hard(stage.fit(basis, attribute.train, fitting(config, epochs))))
+            label = f"{attribute.kind}, {attribute.name}, {name}"
+            mask = stage.fit(basis, attribute.train, fitting(config, epochs), label)
+            row[name] = stage.outcome(test, basis, hard(mask))
         found.append(row)
         context.progress("ravel: references", number + 1, len(attributes))
     return found

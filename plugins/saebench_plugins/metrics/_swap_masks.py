@@ -154,6 +154,7 @@ def fit_mask(
     targets: Int[Tensor, " pairs"],
     logits: Callable[[Sequence[int], Tensor], Float[Tensor, "some vocabulary"]],
     fitting: Fitting,
+    told: Callable[[int, int], None],
 ) -> Float[Tensor, " size"]:
     """Return the logits of a mask that makes the model answer the targets: coordinates above zero are swapped.
 
@@ -167,6 +168,7 @@ def fit_mask(
         targets: token that shall come next.
         logits: returns the model's next-token logits of some pairs, by their numbers, with these activations.
         fitting: how it is learned.
+        told: is told after each step how many there have been, of how many.
     """
     mask = torch.zeros(basis.size, device=basis.device, requires_grad=True)
     optimiser = torch.optim.Adam([mask, *basis.trained()], lr=fitting.learning_rate)
@@ -180,6 +182,7 @@ def fit_mask(
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
+        told(step + 1, len(batches))
     return mask.detach()
 
 

@@ -171,7 +171,8 @@ class Ravel(Metric):
 
     def _measured(self, sae: SparseAutoencoder, attribute: Attribute) -> dict[str, Any]:
         stage, test, basis = attribute.stage, attribute.test, Latents(sae)
-        gate = hard(stage.fit(basis, attribute.train, fitting(self.config, self.config.epochs)))
+        label = f"{attribute.kind}, {attribute.name}, latents"
+        gate = hard(stage.fit(basis, attribute.train, fitting(self.config, self.config.epochs), label))
         learned = stage.outcome(test, basis, gate)
         rows = stage.entity_rows(sorted({number for pair in test for number in (pair.base, pair.source)}))
         random = _random_gates(basis, rows, int(gate.sum()), self.config.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,8 @@ from saebench_plugins.metrics._swap_masks import Basis, Fitting, fit_mask
 
 __all__ = ["Outcome", "Stage", "record_states"]
 
-_AT_ONCE = 128
+_AT_ONCE: Final = 128
+_ASKED_AT_ONCE: Final = 512
 
 
 class Outcome(NamedTuple):
@@ -100,27 +101,53 @@ class Stage:
         return fit_mask(basis, *rows, targets, logits, fitting, partial(self.progress, f"ravel: {label}"))
 
     @torch.no_grad()
-    def outcome(self, pairs: Sequence[Pair], basis: Basis | None, gate: Tensor | None) -> Outcome:
-        """Return how the model answers with entities mixed by a gate; without basis, as it is."""
-        right: dict[str, list[bool]] = {"cause": [], "isolation": []}
+    def outcomes(self, pairs: Sequence[Pair], basis: Basis, gates: Sequence[Tensor]) -> list[Outcome]:
+        """Return how the model answers with entities mixed by each of some gates.
+
+        All are asked together: answers are generated for prompts of one length at a time, and more of them go faster.
+        """
+        rows = []
         for start in range(0, len(pairs), _AT_ONCE):
             part = pairs[start : start + _AT_ONCE]
-            rows = self.entity_rows([pair.base for pair in part])
-            if basis is not None and gate is not None:
-                rows = basis.mixed(rows, self.entity_rows([pair.source for pair in part]), gate)
-            for pair, found in zip(part, self._answers(part, rows), strict=True):
-                right[pair.kind].append(found)
-        return Outcome(*(sum(found) / max(1, len(found)) for found in (right["cause"], right["isolation"])))
+            base = self.entity_rows([pair.base for pair in part])
+            source = self.entity_rows([pair.source for pair in part])
+            rows.append(torch.stack([basis.mixed(base, source, gate) for gate in gates]))
+        return self._judged(pairs, torch.cat(rows, dim=1))
 
-    def _answers(self, pairs: Sequence[Pair], rows: Tensor) -> list[bool]:
+    @torch.no_grad()
+    def untouched(self, pairs: Sequence[Pair]) -> Outcome:
+        """Return how the model answers with nothing edited."""
+        return self._judged(pairs, self.entity_rows([pair.base for pair in pairs])[None])[0]
+
+    def _judged(self, pairs: Sequence[Pair], rows: Float[Tensor, "edits pairs d_in"]) -> list[Outcome]:
+        right = self._answers(list(pairs) * len(rows), rows.flatten(0, 1))
+        found = []
+        for start in range(0, len(right), len(pairs)):
+            mine = list(zip(pairs, right[start : start + len(pairs)], strict=True))
+            sides = [[answer for pair, answer in mine if pair.kind == kind] for kind in ("cause", "isolation")]
+            found.append(Outcome(*(sum(side) / max(1, len(side)) for side in sides)))
+        return found
+
+    def _answers(self, pairs: Sequence[Pair], rows: Float[Tensor, "pairs d_in"]) -> list[bool]:
         """Say of each pair whether the answer is the source's (cause) or still the base's (isolation)."""
+        offsets = self.recorded["offsets"].tolist()
+        lengths = [offsets[pair.base + 1] - offsets[pair.base] for pair in pairs]
+        order = sorted(range(len(pairs)), key=lambda number: lengths[number])
+        right = [False] * len(pairs)
+        for start in range(0, len(order), _ASKED_AT_ONCE):
+            part = order[start : start + _ASKED_AT_ONCE]
+            for number, found in zip(
+                part, self._some_answers([pairs[number] for number in part], rows[part]), strict=True
+            ):
+                right[number] = found
+        return right
+
+    def _some_answers(self, pairs: Sequence[Pair], rows: Float[Tensor, "pairs d_in"]) -> list[bool]:
         bases = [self.prompts[pair.base] for pair in pairs]
         values = [self.prompts[pair.source if pair.kind == "cause" else pair.base].value for pair in pairs]
 
-        def edited(left: Sequence[int]) -> Any:
-            return self._edited([pairs[number].base for number in left], rows[torch.tensor(left, device=rows.device)])[
-                1
-            ]
+        def edited(left: Sequence[int]) -> Tensor:
+            return self._edited([pairs[number].base for number in left], rows[list(left)])[1]
 
         texts, _ = responses(self.model, self.site, bases, self.words, edited, values)
         checked = zip(texts, values, bases, strict=True)

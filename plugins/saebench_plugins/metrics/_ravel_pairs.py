@@ -137,8 +137,8 @@ def _references(config: RavelConfig, attributes: Sequence[Attribute], context: M
         width = stage.recorded["states"].shape[1]
         neurons, rotation = Neurons(width, context.device), Rotation(width, context.device)
         row: dict[str, Any] = {"kind": attribute.kind, "attribute": attribute.name}
-        row["no_op"] = stage.outcome(test, None, None)
-        row["full_swap"] = stage.outcome(test, neurons, torch.ones(width, device=context.device))
+        row["no_op"] = stage.untouched(test)
+        (row["full_swap"],) = stage.outcomes(test, neurons, [torch.ones(width, device=context.device)])
         masks: dict[str, tuple[Basis, int]] = {
             "neurons": (neurons, config.epochs),
             "rotation": (rotation, config.rotation_epochs),
@@ -146,7 +146,7 @@ def _references(config: RavelConfig, attributes: Sequence[Attribute], context: M
         for name, (basis, epochs) in masks.items() if row["full_swap"].cause >= config.gate else ():
             label = f"{attribute.kind}, {attribute.name}, {name}"
             mask = stage.fit(basis, attribute.train, fitting(config, epochs), label)
-            row[name] = stage.outcome(test, basis, hard(mask))
+            (row[name],) = stage.outcomes(test, basis, [hard(mask)])
         found.append(row)
         context.progress("ravel: references", number + 1, len(attributes))
     return found

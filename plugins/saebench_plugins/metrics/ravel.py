@@ -173,17 +173,18 @@ class Ravel(Metric):
         stage, test, basis = attribute.stage, attribute.test, Latents(sae)
         label = f"{attribute.kind}, {attribute.name}, latents"
         gate = hard(stage.fit(basis, attribute.train, fitting(self.config, self.config.epochs), label))
-        learned = stage.outcome(test, basis, gate)
         rows = stage.entity_rows(sorted({number for pair in test for number in (pair.base, pair.source)}))
         random = _random_gates(basis, rows, int(gate.sum()), self.config.seed)
+        gates = [gate, torch.zeros_like(gate), torch.ones_like(gate), *random]
+        learned, none, every, *drawn = stage.outcomes(test, basis, gates)
         return {
             "cause": learned.cause,
             "isolation": learned.isolation,
             "disentangled": learned.disentangled,
             "swapped": int(gate.sum()),
-            "none_swapped": stage.outcome(test, basis, torch.zeros_like(gate)).disentangled,
-            "all_swapped": stage.outcome(test, basis, torch.ones_like(gate)).disentangled,
-            "random_swapped": fmean(stage.outcome(test, basis, each).disentangled for each in random),
+            "none_swapped": none.disentangled,
+            "all_swapped": every.disentangled,
+            "random_swapped": fmean(one.disentangled for one in drawn),
             "pairs": len(test),
         }
 

@@ -6,13 +6,16 @@ preset or of another that has them too: a study may be run in pieces, whose work
 ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check`` says what in them is
 not made from it.
 
-A page asks for a table, a figure, what was run, or where most was reached, in a comment, and what follows it up to the
-next ``<!-- end -->`` is written anew::
+A page asks for a table, differences, a figure (a stored chart, a score against L0, or scores beside each other),
+latents in their contexts, what was run, or where most was reached, in a comment, and what follows it up to the next
+``<!-- end -->`` is written anew::
 
     <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
     <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
     <!-- differences data=map-width trained=trained constraint=frozen_decoder scores=a/b -->
     <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
+    <!-- figure data=paper-smollm2-l0 score=ravel/disentangled architecture=batch_topk -->
+    <!-- figure data=paper-smollm2 scores=reconstruction/explained_variance,ravel/disentangled title="All scores" -->
     <!-- latents data=paper-smollm2 gallery="smollm2 / layers.15 · batch_topk · L0 40" constraint=trained -->
     <!-- runs data=paper-synthetic,map-width -->
     <!-- best data=paper-synthetic:variable,map-width score=a/b beside=a/c constraint=trained named=features -->
@@ -33,6 +36,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from study_charts import against_l0, beside_each_other
 from study_data import Data, collect, merged, pruned, store, stored
 from study_differences import best_twins, differences
 from study_latents import latents
@@ -57,7 +61,7 @@ def asked_of(preset: str, kind: str, key: str) -> set[str]:
         for marked, words in MARKED.findall(path.read_text(encoding="utf-8"))
         if marked == kind
     ]
-    return {one[key] for one in asked if one["data"] == preset}
+    return {one[key] for one in asked if one["data"] == preset and key in one}
 
 
 def _of_one(make: Callable[[Data, Mapping[str, str]], str]) -> Callable[[Mapping[str, Data], Mapping[str, str]], str]:
@@ -84,7 +88,10 @@ def place_of(preset: str) -> Path:
 
 
 def _chart_of(asked: Mapping[str, str]) -> Chart:
-    return chosen_chart(stored(place_of(asked["data"]))["charts"][asked["chart"]], asked)
+    data = stored(place_of(asked["data"]))
+    if "chart" in asked:
+        return chosen_chart(data["charts"][asked["chart"]], asked)
+    return beside_each_other(data, asked) if "scores" in asked else against_l0(data, asked)
 
 
 def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
@@ -103,7 +110,8 @@ def filled(page: str, text: str) -> tuple[str, dict[str, str]]:
         if "<!-- " in match.group()[4 : -len(END)]:
             raise ValueError(f"{page}: <!-- {kind} {words} --> has no {END}")
         if kind == "figure":
-            slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', asked['chart'])}".lower()).strip("-")
+            title = asked.get("chart", charts[words].title)
+            slug = re.sub(r"[^a-z0-9]+", "-", f"{asked['data']} {asked.get('name', title)}".lower()).strip("-")
             pictures[f"{page}-{slug}.svg"], caption = figure(charts[words], asked, list(charts.values()))
             made = f"![{charts[words].title}](images/{page}-{slug}.svg)\n\n{caption}"
         else:

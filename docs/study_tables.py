@@ -98,7 +98,7 @@ def _text(cells: Sequence[Row], score: str, tell: Tell) -> str:
         return ""
     if len({cell["seed"] for cell in found}) < len(found):
         raise ValueError(f"{score}: several cells of one seed; choose among {', '.join(AXES)}")
-    standing, values = _standing(found), _values(found, score)
+    standing, values = _standing(found), standing_values(found, score)
     marks = "".join(f" {MARKS[flag]}" for flag in MARKS if any(flag in cell["flags"] for cell in standing))
     mean = tell(statistics.fmean(values))
     spread = f" ± {_briefly(statistics.stdev(values), mean, tell)}" if len(values) > 1 else ""
@@ -116,7 +116,7 @@ def _standing(cells: Sequence[Row]) -> list[Row]:
     return [cell for cell in cells if "collapsed" not in cell["flags"]] or list(cells)
 
 
-def _values(cells: Sequence[Row], score: str) -> list[float]:
+def standing_values(cells: Sequence[Row], score: str) -> list[float]:
     """Return what a mean is of: the score of all cells that did not collapse, if there are any."""
     return [cell["scores"][score] for cell in _standing(cells)]
 
@@ -168,7 +168,7 @@ def best(found: Mapping[str, Mapping[str, Any]], asked: Mapping[str, str]) -> st
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for kind in dict.fromkeys(name.split("-")[0] for _, _, name in settings):
         mine = [(where, cells) for where, cells in settings.items() if where[2].split("-")[0] == kind]
-        where, cells = max(mine, key=lambda one: statistics.fmean(_values(one[1], score)))
+        where, cells = max(mine, key=lambda one: statistics.fmean(standing_values(one[1], score)))
         setting = f"`{where[1]}` of `{where[0]}`" + (f", `{where[2]}`" if where[2] != kind else "")
         told = (_text(cells, score, tell), paper.get(kind, ""), _text(cells, beside, number), f"{cells[0]['steps']:,}")
         lines.append(f"| {' | '.join((kind, *told, setting))} |")

@@ -38,7 +38,10 @@ metrics:
     tasks: [{{type: csv, path: {table}, text: text, label: label}}]
     train_size: 20
     test_size: 10
-  - {{type: autointerp, judge: {{type: tokens}}, tokens: 400, protocol: {{type: paper, latents: 4, width: 8, fewest: 4}}}}
+  - type: autointerp
+    judge: {{type: tokens}}
+    tokens: 400
+    protocol: {{type: paper, latents: 4, width: 8, fewest: 4}}
 """
 
 

@@ -47,6 +47,35 @@ def test_the_best_twin_is_told_for_each_score_in_percent_of_what_is_trained(stud
     assert sys.modules["study_differences"].best_twins(DATA, {**asked, "scores": "a/none"}) == "| *best twin* |  |"
 
 
+def test_a_score_against_l0_by_hand(studies):
+    cells = [{**one, "l0": l0, "scores": {"a/b": one["scores"]["a/b"] / l0}} for one in CELLS for l0 in (20.0, 10.0)]
+    limits = {"toy": {"floor": {"a/b": 0.0}, "ceiling": {}}}
+    chart = studies.against_l0({"cells": cells, "limits": limits}, {"score": "a/b", "constraint": "trained,soft"})
+    (panel,) = chart.panels
+    trained, soft = panel.series
+    assert (chart.title, chart.x_label, chart.x_log, panel.levels) == ("a/b against L0", "L0", True, {"floor": 0.0})
+    assert (panel.title, trained.label, trained.trained, soft.trained) == ("topk", "trained", True, False)
+    assert trained.x == (10.0, 20.0) and trained.y == (pytest.approx(0.08), pytest.approx(0.04))
+    assert trained.spread[0] == pytest.approx(0.01) and trained.hollow == (False, False)
+    assert soft.y == (pytest.approx(0.079), pytest.approx(0.0395)) and soft.spread == (0.0, 0.0)
+    assert soft.hollow == (
+        True,
+        True,
+    )  # the seed that collapsed is no part of the mean; the flag says that there is one
+    assert chart.caption == "mean and standard deviation over 3 seeds; hollow marks carry a flag"
+    with pytest.raises(KeyError, match="a/typo: no cell has it"):
+        studies.against_l0({"cells": cells, "limits": limits}, {"score": "a/typo"})
+
+
+def test_scores_beside_each_other_by_hand(studies):
+    asked = {"scores": "a/b,a/c", "title": "All", "constraint": "trained,untrained"}
+    chart = studies.beside_each_other(DATA, asked)
+    trained, untrained = chart.panels[0].series
+    assert (chart.title, chart.x_names) == ("All", ("a/b", "a/c"))
+    assert trained.x == (0, 1) and trained.y == (pytest.approx(0.8), pytest.approx(8.0))
+    assert untrained.y == (pytest.approx(0.1), pytest.approx(1.0))
+
+
 def test_latents_are_shown_with_marks_and_nothing_of_a_text_is_taken_as_html(studies):
     excerpt = Excerpt(("<b>", " cat\n", "s"), (0.0, 1.0, 0.5))
     columns = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def origins(group: str, choice: PluginChoice) -> Iterator[Origin]:
         if not choice.admits(distribution, label):
             continue
         if distribution not in requires:
-            requires[distribution] = tuple(point.dist.requires or ()) if point.dist else ()
+            requires[distribution] = _requires(point)
         yield Origin(label, distribution, version, point.load, point.value, requires[distribution])
     seen: set[Path] = set()
     for path in choice.files:
@@ -85,9 +86,17 @@ def check_blocks(group: str, names: Sequence[str], files: Sequence[Path]) -> Non
 
 def _named(point: EntryPoint) -> tuple[str, str, EntryPoint]:
     """Return distribution, version and entry point; a damaged distribution has no metadata, so neither of the first."""
-    metadata: Mapping[str, str] | PackageMetadata = (point.dist and point.dist.metadata) or {}
+    metadata: Mapping[str, str] | PackageMetadata = {}
+    with contextlib.suppress(FileNotFoundError):  # raised where the package importlib_metadata stands in
+        metadata = (point.dist and point.dist.metadata) or {}
     name, version = (str(metadata[key]) if key in metadata else "" for key in ("Name", "Version"))
     return name or "unknown", version, point
+
+
+def _requires(point: EntryPoint) -> tuple[str, ...]:
+    with contextlib.suppress(FileNotFoundError):
+        return tuple(point.dist.requires or ()) if point.dist else ()
+    return ()
 
 
 def _content_version(path: Path) -> str:

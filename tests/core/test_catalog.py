@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -146,7 +147,9 @@ def damaged(site, points):
     (info / "entry_points.txt").write_text(f"[saebench]\n{points}\n")
 
 
-def test_a_distribution_without_metadata_harms_nothing(site, tmp_path):
+@pytest.mark.parametrize("finder", ["importlib.metadata", "importlib_metadata"])
+def test_a_distribution_without_metadata_harms_nothing(site, tmp_path, finder):
+    importlib.import_module(finder)  # the second one takes the first one's place in a process that imports it
     site.add("good-dist", {"good_beside": architecture("good"), "left_over": architecture("left")})
     damaged(site, "plugin = left_over\nother = not_there_any_more")
     catalog = make_catalog()

@@ -93,7 +93,7 @@ class Spelling(Backbone):
     def logits(self, tokens, site, patch):
         raise NotImplementedError
 
-    states = resume = generate = logits
+    states = resume = logits_from = generate = logits
 
 
 def faithful():

@@ -210,6 +210,8 @@ def _random_gates(basis: Latents, rows: Tensor, count: int, seed: int) -> list[T
     """Draw masks of as many latents among those that fire on these rows."""
     codes = basis.sae.encode(rows)
     alive = codes.selection.fired(codes.values).nonzero()[:, 0].cpu()
+    along = torch.randn(basis.sae.d_in, generator=named_generator(seed, "ravel order"), device="cpu")
+    alive = alive[(basis.sae.w_dec[alive].cpu() @ along).argsort()]  # whatever numbers latents have
     gates = []
     for draw in range(_RANDOM_DRAWS):
         order = torch.randperm(len(alive), generator=named_generator(seed, "ravel random", str(draw)), device="cpu")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from study_tables import LIMITS, Row, chosen_cells, in_order, standing_values
 
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
+
+Place = tuple[float, str, Sequence[Row]]
+"""Where a mark stands, and of which score of which cells it is the mean."""
+Places = Callable[[Sequence[Row]], list[Place]]
 
 
 def against_l0(data: Mapping[str, Any], asked: Mapping[str, str]) -> Chart:
@@ -26,7 +30,7 @@ def against_l0(data: Mapping[str, Any], asked: Mapping[str, str]) -> Chart:
 
     def panel(name: str) -> ChartPanel:
         mine = [row for row in cells if row["architecture"] == name]
-        return ChartPanel(name, _lines(mine, lambda row: row["l0"], [score]), _levels(data["limits"], mine, score))
+        return ChartPanel(name, _lines(mine, _by_l0(score)), _levels(data["limits"], mine, score))
 
     panels = tuple(panel(name) for name in in_order(cells, "architecture"))
     return Chart(asked.get("title", f"{score} against L0"), _caption(cells), "L0", score, panels, x_log=True)
@@ -45,7 +49,7 @@ def beside_each_other(data: Mapping[str, Any], asked: Mapping[str, str]) -> Char
     scores = asked["scores"].split(",")
     cells = _with(chosen_cells(data["cells"], asked), scores)
     panels = tuple(
-        ChartPanel(name, _lines([row for row in cells if row["architecture"] == name], None, scores))
+        ChartPanel(name, _lines([row for row in cells if row["architecture"] == name], _by_score(scores)))
         for name in in_order(cells, "architecture")
     )
     return Chart(asked["title"], _caption(cells), "score", "value", panels, x_names=tuple(scores))
@@ -58,31 +62,35 @@ def _with(cells: Sequence[Row], scores: Sequence[str]) -> list[Row]:
     return list(cells)
 
 
-def _lines(cells: Sequence[Row], place: Any, scores: Sequence[str]) -> tuple[Series, ...]:
+def _by_l0(score: str) -> Places:
+    def places(cells: Sequence[Row]) -> list[Place]:
+        return [(l0, score, [row for row in cells if row["l0"] == l0]) for l0 in sorted({row["l0"] for row in cells})]
+
+    return places
+
+
+def _by_score(scores: Sequence[str]) -> Places:
+    return lambda cells: [(number, score, cells) for number, score in enumerate(scores)]
+
+
+def _lines(cells: Sequence[Row], places: Places) -> tuple[Series, ...]:
     found = []
     for name in in_order(cells, "constraint"):
         mine = [row for row in cells if row["constraint"] == name]
-        points = _points(mine, place, scores)
-        if points:
+        if points := [point for place in places(mine) if (point := _point(*place))]:
             x, y, spread, hollow = zip(*points, strict=True)
             found.append(Series(name, x, y, name.startswith("trained"), spread, hollow=hollow))
     return tuple(found)
 
 
-def _points(cells: Sequence[Row], place: Any, scores: Sequence[str]) -> list[tuple[float, float, float, bool]]:
-    """Return place, mean, spread, and whether a flag speaks of it: of one score by place, or of scores by number."""
-    groups: list[tuple[float, str, list[Row]]] = [(number, score, list(cells)) for number, score in enumerate(scores)]
-    if place is not None:
-        places = sorted({place(row) for row in cells})
-        groups = [(where, scores[0], [row for row in cells if place(row) == where]) for where in places]
-    found = []
-    for where, score, rows in groups:
-        having = [row for row in rows if score in row["scores"]]
-        if having:
-            values = standing_values(having, score)
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            found.append((where, statistics.fmean(values), spread, any(row["flags"] for row in having)))
-    return found
+def _point(where: float, score: str, cells: Sequence[Row]) -> tuple[float, float, float, bool] | None:
+    """Return place, mean, spread, and whether a flag speaks of it; None where no cell has the score."""
+    having = [row for row in cells if score in row["scores"]]
+    if not having:
+        return None
+    values = standing_values(having, score)
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return where, statistics.fmean(values), spread, any(row["flags"] for row in having)
 
 
 def _levels(limits: Mapping[str, Any], cells: Sequence[Row], score: str) -> dict[str, float]:

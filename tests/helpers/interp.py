@@ -12,16 +12,20 @@ from saebench_plugins.metrics._interp_config import AutointerpConfig
 from saebench_plugins.metrics._windows import Recorded, record
 from saebench_plugins.metrics.autointerp import Autointerp
 
-from saebench_core import Backbone, BackboneDescription, Score, SparseAutoencoder, Subject, TokenBatch, TopK
+from saebench_core import Score, SparseAutoencoder, Subject, TokenBatch, TopK
 from tests.helpers.contexts import FakeContext
+from tests.helpers.plain import Plain
 
 VOCABULARY, LENGTH, SEQUENCES = 24, 40, 60
 D_IN = VOCABULARY + 4
 WIDTH = 8
 
 
-class TokenWorld(Backbone):
+class TokenWorld(Plain):
     """Coordinate t is 1 at token t; coordinate 24 is 1 after token 3, 25 at random, the others never."""
+
+    modality = "language"
+    d_in = D_IN
 
     def __init__(self, sequences=SEQUENCES):
         draw = torch.Generator().manual_seed(0)
@@ -29,17 +33,8 @@ class TokenWorld(Backbone):
         self.chance = torch.rand(sequences, LENGTH, generator=draw) < 0.05
         self.reads = 0
 
-    def describe(self):
-        return BackboneDescription("language", {"s": D_IN})
-
-    def prepare(self, context):
-        pass
-
     def rows_available(self, site, split):
         return self.ids.numel()
-
-    def stream(self, site, split, start, rows):
-        return iter(())
 
     def sequences(self, split, start, count):
         ids = self.ids[start : start + count]

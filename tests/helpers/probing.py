@@ -8,31 +8,18 @@ import torch
 from saebench_plugins.metrics._probe_fits import Features, protocol_of
 from saebench_plugins.metrics.sparse_probing import SparseProbing, SparseProbingConfig
 
-from saebench_core import Backbone, BackboneDescription, SparseAutoencoder, Subject, TokenBatch, TopK
+from saebench_core import SparseAutoencoder, Subject, TokenBatch, TopK
 from tests.helpers.contexts import FakeContext
+from tests.helpers.plain import Plain
 
 D_IN = 12
 NOISE = range(4, D_IN)
 
 
-class Plain(Backbone):
-    """Nothing but a backbone."""
-
-    def describe(self):
-        return BackboneDescription("other", {"s": D_IN})
-
-    def prepare(self, context):
-        pass
-
-    def rows_available(self, site, split):
-        return 0
-
-    def stream(self, site, split, start, rows):
-        return iter(())
-
-
 class WordModel(Plain):
     """A word is a number, and its activation that unit vector; the first token is not kept."""
+
+    d_in = D_IN
 
     def __init__(self):
         self.texts_read = []
@@ -61,6 +48,8 @@ class WordModel(Plain):
 
 class PictureModel(Plain):
     """Images of three tokens; the class is the coordinate that is large."""
+
+    d_in = D_IN
 
     def __init__(self, sizes=None):
         self.sizes = sizes or {"train": 90, "evaluation": 60}

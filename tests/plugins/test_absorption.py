@@ -12,8 +12,6 @@ from saebench_plugins.metrics._letter_probes import _QUESTION
 from saebench_plugins.metrics.absorption import Absorption, AbsorptionConfig
 
 from saebench_core import (
-    Backbone,
-    BackboneDescription,
     EditableModel,
     NotApplicable,
     SparseAutoencoder,
@@ -22,6 +20,7 @@ from saebench_core import (
     TopK,
 )
 from tests.helpers.contexts import FakeContext, at_home
+from tests.helpers.plain import Plain
 
 LETTERS = "abcdef"
 WORDS = ["".join((first, second, third)) for first, second, third in itertools.product(LETTERS, "mnop", "rstuv")]
@@ -29,20 +28,11 @@ VOCABULARY = ["<pad>", *WORDS, "has", "the", "first", "letter:", *"ABCDEFGHIJKLM
 D_IN = len(LETTERS) + len(WORDS)
 
 
-class Spelling(Backbone):
+class Spelling(Plain):
     """A word's activation has its letter and itself, each a coordinate of its own."""
 
-    def describe(self):
-        return BackboneDescription("language", {"s": D_IN})
-
-    def prepare(self, context):
-        pass
-
-    def rows_available(self, site, split):
-        return 1
-
-    def stream(self, site, split, start, rows):
-        return iter(())
+    modality = "language"
+    d_in = D_IN
 
     def tokenise(self, texts, max_tokens, keep="start"):
         ids = [[VOCABULARY.index(word) for word in self._split(text)] for text in texts]

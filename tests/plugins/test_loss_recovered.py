@@ -11,8 +11,9 @@ import torch
 from saebench_plugins.backbones.hf_lm import HfLm, HfLmConfig
 from saebench_plugins.metrics.loss_recovered import LossRecovered, LossRecoveredConfig, compare
 
-from saebench_core import Backbone, BackboneDescription, NotApplicable, SparseAutoencoder, Subject, TopK
+from saebench_core import NotApplicable, SparseAutoencoder, Subject, TopK
 from tests.helpers.contexts import FakeContext
+from tests.helpers.plain import Plain
 from tests.helpers.tiny_lm import save_tiny_llama, write_corpus
 
 SITE = "layers.1"
@@ -69,22 +70,6 @@ def zero_sae(d_in=16):
 def scored(metric, context, sae):
     subject = Subject(sae, lambda: sae.w_dec)
     return metric.score(subject, metric.prepare(context), context)
-
-
-class Plain(Backbone):
-    """Nothing but a backbone."""
-
-    def describe(self):
-        return BackboneDescription("other", {"s": 2})
-
-    def prepare(self, context):
-        pass
-
-    def rows_available(self, site, split):
-        return 0
-
-    def stream(self, site, split, start, rows):
-        return iter(())
 
 
 class ImageModel(Plain):

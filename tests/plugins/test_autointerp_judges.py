@@ -13,6 +13,7 @@ from saebench_plugins.metrics._interp_answers import answered, auroc
 from saebench_plugins.metrics._interp_config import AutointerpConfig
 from saebench_plugins.metrics._interp_dialogues import DETECTION, PAPER, SAEBENCH, marked, read_list, read_numbers
 from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Mark
+from saebench_plugins.metrics._text_encoder import TextEncoder
 from saebench_plugins.metrics._windows import Window
 
 from saebench_core import InputError, MissingPackageError, NotApplicable, SparseAutoencoder, Subject, TopK
@@ -20,6 +21,7 @@ from tests.helpers.contexts import FakeContext
 from tests.helpers.interp import (
     D_IN,
     VOCABULARY,
+    WIDTH,
     Knows,
     TokenWorld,
     first_scores,
@@ -248,15 +250,14 @@ def counted_words(texts):
 
 def test_windows_like_those_shown_are_called_active():
     model = TokenWorld()
-    judge = EmbeddingJudge(lambda windows: [model.pieces(window.ids) for window in windows], counted_words, around=1)
-    values = torch.tensor([0.0, 1, 0, 0])
-    description = judge.describe(
-        [Window(0, torch.tensor([1, 5, 2, 9]), values), Window(1, torch.tensor([3, 5, 4, 9]), values)]
+    grid = torch.tensor([[1, 5, 2, 9], [3, 5, 4, 9], [9, 9, 9, 9], [5, 6, 7, 8], [10, 11, 5, 12], [13, 14, 15, 16]])
+    embedded = counted_words(["".join(model.pieces(ids)) for ids in grid])
+    judge = EmbeddingJudge(
+        lambda windows: [model.pieces(window.ids) for window in windows], counted_words, embedded, around=1
     )
-    tested = [
-        Window(2, torch.tensor(ids), torch.zeros(4))
-        for ids in ([9, 9, 9, 9], [5, 6, 7, 8], [10, 11, 5, 12], [13, 14, 15, 16])
-    ]
+    values = torch.tensor([0.0, 1, 0, 0])
+    description = judge.describe([Window(0, grid[0], values), Window(1, grid[1], values)])
+    tested = [Window(number, grid[number], torch.zeros(4)) for number in range(2, 6)]
     marks, _ = judge.marks(description, tested)
     assert [mark.active for mark in marks] == [False, True, True, False]
     assert marks[0].score == marks[3].score == 0  # what is not around a peak does not count
@@ -272,6 +273,22 @@ def test_an_encoder_of_transformers_embeds(tmp_path):
     assert first_scores(result) == first_scores(again)
     with pytest.raises(InputError, match="no file"):
         run(metric_of({"type": "embedding", "encoder": str(tmp_path / "none")}), one_to_one(), tmp_path)
+
+
+def test_windows_are_embedded_once_for_all_saes(tmp_path, monkeypatch):
+    embedded = []
+    embed = TextEncoder.embed
+    monkeypatch.setattr(TextEncoder, "embed", lambda encoder, texts: embedded.extend(texts) or embed(encoder, texts))
+    judge = {"type": "embedding", "encoder": save_tiny_bert(tmp_path / "bert")}
+    model, metric = TokenWorld(), metric_of(judge, latents=5, tested=20)
+    context = FakeContext(tmp_path / "store", model, "s")
+    prepared = metric.prepare(context)
+    windows = ["".join(model.pieces(ids)) for ids in model.ids.view(-1, WIDTH)]
+    assert embedded == windows
+    embedded.clear()
+    for _ in range(2):
+        metric.score(Subject(one_to_one(), lambda: None), prepared, context)
+    assert len(embedded) == 2 * 5 * 6  # what is around the largest codes of those that are shown
 
 
 def test_random_guesses_have_half(tmp_path):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, PositiveInt, model_validator
+from torch import Tensor
 
 from saebench_core import Json, MetricConfig, Model, ReadableModel, Split
-from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Judge, TokenJudge
+from saebench_plugins.metrics._interp_judges import Embed, EmbeddingJudge, Judge, TokenJudge
 from saebench_plugins.metrics._interp_protocols import AnyProtocol, PaperProtocol
 from saebench_plugins.metrics._llm_client import Ask, LlmServer
 from saebench_plugins.metrics._llm_judge import LlmJudge
@@ -85,6 +86,7 @@ def judge_of(
     model: ReadableModel,
     device: torch.device,
     ask: Ask,
+    embedded: Callable[[Embed], Tensor],
 ) -> Judge:
     """Return the judge that a configuration names.
 
@@ -93,6 +95,7 @@ def judge_of(
         model: gives tokens as text.
         device: where an encoder works.
         ask: asks a language model, or gives what it answered before.
+        embedded: gives an encoder's vectors of all windows, ``(windows, width)``.
 
     Raises:
         MissingPackageError: if it needs a package that is not installed.
@@ -106,5 +109,6 @@ def judge_of(
     if isinstance(judge, LlmConfig):
         return LlmJudge(ask, texts, config.protocol.dialogue)
     if isinstance(judge, EmbeddingConfig):
-        return EmbeddingJudge(texts, TextEncoder(judge.encoder, device).embed)
+        embed = TextEncoder(judge.encoder, device).embed
+        return EmbeddingJudge(texts, embed, embedded(embed))
     return TokenJudge(texts)

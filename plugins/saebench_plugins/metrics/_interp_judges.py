@@ -14,13 +14,16 @@ from torch import Tensor
 
 from saebench_plugins.metrics._windows import Window
 
-__all__ = ["Description", "EmbeddingJudge", "Judge", "Mark", "TokenJudge"]
+__all__ = ["Description", "Embed", "EmbeddingJudge", "Judge", "Mark", "TokenJudge"]
 
 _TELLING: Final = 0.5
 _SHOWN_TOKENS: Final = 8
 
 Texts = Callable[[Sequence[Window]], list[list[str]]]
 """Returns the pieces of text of every window's tokens."""
+
+Embed = Callable[[Sequence[str]], Float[Tensor, "texts width"]]
+"""Returns a vector of norm one for each text."""
 
 
 class Mark(NamedTuple):
@@ -105,10 +108,17 @@ class EmbeddingJudge(Judge):
 
     The encoder sees the tokens around the largest code of what is shown, and whole windows to be judged. Half of the
     windows are active, so the half with the larger scores is called so.
+
+    Attributes:
+        texts: gives tokens as text.
+        embed: the encoder.
+        embedded: of every window of the grid by number, made once for all SAEs.
+        around: tokens on either side of the largest code that are embedded.
     """
 
     texts: Texts
-    embed: Callable[[Sequence[str]], Float[Tensor, "texts width"]]
+    embed: Embed
+    embedded: Float[Tensor, "windows width"]
     around: int = 8
 
     def describe(self, shown: Sequence[Window]) -> Description:
@@ -123,8 +133,7 @@ class EmbeddingJudge(Judge):
 
     def marks(self, description: Description, windows: Sequence[Window]) -> tuple[list[Mark], Mapping[str, float]]:
         """Compare every window with the description."""
-        vectors: Tensor = self.embed(["".join(words) for words in self.texts(windows)])
-        scores = vectors @ description.inside
+        scores = self.embedded[[window.number for window in windows]] @ description.inside
         order = scores.argsort(descending=True, stable=True).tolist()
         upper = set(order[: len(order) // 2])
         return [Mark(place in upper, float(score)) for place, score in enumerate(scores)], {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,12 +10,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from saebench_core import LanguageModel, MetricContext, SparseAutoencoder, Split, TokenBatch
+from saebench_core import LanguageModel, MetricContext, ReadableModel, SparseAutoencoder, Split, TokenBatch
 from saebench_plugins.metrics._pooled import store_rows
 
-__all__ = ["Firing", "Recorded", "Window", "firing_of", "record", "window_counts"]
+__all__ = ["Firing", "Recorded", "Window", "embed_windows", "firing_of", "record", "window_counts"]
 
 _SEQUENCES: Final = 16
+_WINDOWS: Final = 256
 _ROWS_AT_ONCE: Final = 1 << 14
 
 
@@ -119,6 +120,24 @@ def record(context: MetricContext, model: LanguageModel, split: Split, tokens: i
 
     rows, _ = store_rows(read())
     return {"ids": torch.cat(ids), "places": torch.cat(places), "activations": rows}
+
+
+def embed_windows(
+    context: MetricContext,
+    model: ReadableModel,
+    recorded: Recorded,
+    width: int,
+    embed: Callable[[Sequence[str]], Float[Tensor, "texts size"]],
+) -> Float[Tensor, "windows size"]:
+    """Return what an encoder makes of the text of every window, by number."""
+    total = recorded.count(width)
+    parts = []
+    for start in range(0, total, _WINDOWS):
+        end = min(start + _WINDOWS, total)
+        texts = ("".join(model.pieces(recorded.tokens(window, width))) for window in range(start, end))
+        parts.append(embed(list(texts)))
+        context.progress("autointerp: embeddings", end, total)
+    return torch.cat(parts)
 
 
 def window_counts(sae: SparseAutoencoder, recorded: Recorded, width: int) -> Int[Tensor, " d_sae"]:

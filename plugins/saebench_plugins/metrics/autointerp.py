@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from saebench_core import (
     Backbone,
@@ -40,11 +41,11 @@ from saebench_plugins.metrics._interp_answers import answered, auroc
 from saebench_plugins.metrics._interp_charts import accuracy_charts
 from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingConfig, LlmConfig, judge_of
 from saebench_plugins.metrics._interp_gallery import drawn_latents, galleries
-from saebench_plugins.metrics._interp_judges import Judge
+from saebench_plugins.metrics._interp_judges import Embed, Judge
 from saebench_plugins.metrics._interp_samples import Sample, draw_latents
 from saebench_plugins.metrics._llm_client import LlmClient, Message, Reply
 from saebench_plugins.metrics._text_encoder import encoder_digest
-from saebench_plugins.metrics._windows import Recorded, Window, firing_of, record, window_counts
+from saebench_plugins.metrics._windows import Recorded, Window, embed_windows, firing_of, record, window_counts
 
 __all__ = ["Autointerp"]
 
@@ -116,10 +117,10 @@ class Autointerp(Metric):
         return self.config.tokens * (4 * description.sites[site] + 16)
 
     def prepare(self, context: MetricContext) -> Prepared:
-        """Record tokens and activations: once for all entries that look at as many of the same tokens."""
+        """Record tokens and activations, once for all entries that look at as many of the same; embed texts."""
         if self._client is not None:
             self._client.check()  # here, before hours of training, and not when the first latent is described
-        self._recorded(context)
+        self._judge(context, self._recorded(context))
         floors = {"accuracy": self.config.protocol.chance} | ({} if self._asks else {"auroc": 0.5})
         if self.config.protocol.type != "paper":
             floors["balanced_accuracy"] = 0.5
@@ -147,7 +148,7 @@ class Autointerp(Metric):
             reason = f"no latent fires at {protocol.fewest} {where} and is silent at others"
             found: dict[str, Score | NotApplicable] = dict.fromkeys(self.scores(), NotApplicable(reason))
             return Scored({**found, "alive": Score(alive, len(counts))})
-        rows = self._rows(samples, self._judge(context), context)
+        rows = self._rows(samples, self._judge(context, recorded), context)
         for row, sample in zip(rows, samples, strict=True):
             row["places"] = int(counts[sample.latent])
         return Scored(
@@ -201,8 +202,8 @@ class Autointerp(Metric):
                 context.progress(f"autointerp: {label}", len(found), len(items))
         return found
 
-    def _judge(self, context: MetricContext) -> Judge:
-        """Return the judge; what a language model answers is asked once."""
+    def _judge(self, context: MetricContext, recorded: Recorded) -> Judge:
+        """Return the judge; what a language model answers is asked once, and windows are embedded once."""
 
         def kept(messages: Sequence[Message], max_tokens: int) -> Reply:
             client = self._client
@@ -217,7 +218,17 @@ class Autointerp(Metric):
             key = {"judge": client.server.identity(), "messages": said, "max_tokens": max_tokens}
             return Reply(**json.loads((context.record(key, build) / "reply.json").read_text(encoding="utf-8")))
 
-        return judge_of(self.config, _model(context), context.device, kept)
+        def embedded(embed: Embed) -> Tensor:
+            span = self.config.protocol.span
+
+            def build(folder: Path) -> None:
+                found = embed_windows(context, _model(context), recorded, span, embed)
+                save_file({"windows": found}, folder / "embedded.safetensors")
+
+            key = {"embedded": self.config.split, "tokens": self.config.tokens, "width": span, **self.fingerprint()}
+            return load_file(context.product(key, build) / "embedded.safetensors")["windows"]
+
+        return judge_of(self.config, _model(context), context.device, kept, embedded)
 
     def _means(
         self, rows: Sequence[Mapping[str, Any]], testable: float, alive: float, d_sae: int

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from saebench_core import EditableModel, MetricContext, Split, named_generator
+from saebench_core import EditableModel, MetricContext, Split, TokenBatch, named_generator
 
 __all__ = ["LetterProbe", "fit_letters", "read_words", "words_of_corpus"]
 
@@ -68,11 +68,12 @@ def read_words(
         first = model.locate(texts, [end - len(word) + 1 for end, word in zip(ends, part, strict=True)])
         tokens = model.tokenise(texts, _MAX_TOKENS)
         one = (first == last) & (last < tokens.ids.shape[1])
-        where = last[:, None].clamp(max=tokens.ids.shape[1] - 1).to(tokens.ids.device)
-        there = torch.zeros_like(tokens.kept).scatter(1, where, True)
-        found = model.read(tokens._replace(kept=there), context.site).to("cpu", torch.float32)
         kept += [word for word, single in zip(part, one.tolist(), strict=True) if single]
-        rows.append(found[one])
+        if one.any():
+            tokens = TokenBatch(*(tensor[one.to(tensor.device)] for tensor in tokens))
+            where = last[one][:, None].to(tokens.ids.device)
+            there = torch.zeros_like(tokens.kept).scatter(1, where, True)
+            rows.append(model.read(tokens._replace(kept=there), context.site).to("cpu", torch.float32))
         context.progress("absorption: words", min(len(kept), count), count)
         if len(kept) >= count:
             break

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -31,10 +33,12 @@ class TextEncoder:
 
         folder = _folder(path) or path
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-            self._model: Any = AutoModel.from_pretrained(folder).to(device).eval().requires_grad_(False)
+            with contextlib.redirect_stderr(io.StringIO()):  # no progress bar amid ours
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+                model: Any = AutoModel.from_pretrained(folder)
         except (OSError, ValueError) as error:
             raise InputError(f"no text encoder could be loaded from {path!r}: {error}") from error
+        self._model = model.to(device).eval().requires_grad_(False)
         self._device = device
 
     @torch.no_grad()

@@ -8,9 +8,10 @@ from pydantic import ValidationError
 from saebench_plugins.metrics._interp_config import AutointerpConfig
 from saebench_plugins.metrics._interp_peaks import Peaks, draw_peaks
 from saebench_plugins.metrics._interp_samples import Sizes, draw_latents, draw_sample
-from saebench_plugins.metrics._windows import Firing, Recorded, firing_of, window_counts
+from saebench_plugins.metrics._windows import Firing, Recorded, firing_of, record, window_counts
 
 from saebench_core import ReadableModel, TokenBatch
+from tests.helpers.contexts import FakeContext
 from tests.helpers.interp import D_IN, SEQUENCES, VOCABULARY, WIDTH, TokenWorld, llm, one_to_one, recorded_of
 
 
@@ -68,6 +69,29 @@ def test_windows_do_not_hang_on_how_rows_are_cut(tmp_path, monkeypatch, rows):
 def test_only_so_many_tokens_are_read(tmp_path):
     assert len(recorded_of(TokenWorld(), tmp_path, 1).ids) == 16
     assert len(recorded_of(TokenWorld(5), tmp_path).ids) == 5
+
+
+@pytest.mark.parametrize(("multiple", "left_out"), [(10.0, 1), (60.0, 0), (None, 0)])
+def test_attention_sinks_are_not_looked_at(tmp_path, multiple, left_out):
+    class Sinks(TokenWorld):
+        def read(self, tokens, site):
+            rows = super().read(tokens, site)
+            if self._range.start == 16:
+                rows[100] *= 50
+            return rows
+
+    context = FakeContext(tmp_path, Sinks(), "s")
+    recorded = Recorded.of(record(context, context.backbone, "evaluation", 10_000, multiple))
+    usual = recorded_of(TokenWorld(), tmp_path)
+    sink = 16 * 39 + 100
+    others = torch.arange(len(usual.places)) != sink
+    if left_out:
+        assert torch.equal(recorded.places, usual.places[others])
+        assert torch.equal(recorded.activations, usual.activations[others])
+    else:
+        assert torch.equal(recorded.places, usual.places)
+        assert torch.equal(recorded.activations[sink], 50 * usual.activations[sink])
+    assert torch.equal(recorded.ids, usual.ids)
 
 
 def test_samples_are_balanced_disjoint_and_spread():

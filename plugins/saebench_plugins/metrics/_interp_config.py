@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import Json, MetricConfig, Model, ReadableModel, Split
@@ -60,6 +60,11 @@ class AutointerpConfig(MetricConfig):
     protocol: AnyProtocol = Field(PaperProtocol(), description="How windows are drawn and asked about.")
     tokens: PositiveInt = Field(500_000, description="Tokens of the corpus that are looked at.")
     split: Split = Field("evaluation", description="Part of the corpus.")
+    max_norm_multiple: PositiveFloat | None = Field(
+        10.0,
+        description="Tokens whose activation has a norm above so many medians are not looked at: attention sinks, at "
+        "which every latent that fires has its largest code; null: no limit.",
+    )
     shuffled: bool = Field(True, description="Also test the description of another latent: the control.")
     seed: int = Field(42, description="Seed of latents and windows.")
 

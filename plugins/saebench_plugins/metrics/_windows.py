@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -93,10 +94,12 @@ class Firing:
     values: Float[Tensor, "windows width"]
 
 
-def record(context: MetricContext, model: LanguageModel, split: Split, tokens: int) -> dict[str, Tensor]:
+def record(
+    context: MetricContext, model: LanguageModel, split: Split, tokens: int, max_norm_multiple: float | None = None
+) -> dict[str, Tensor]:
     """Return tokens and activations of a split's first sequences, about so many tokens; fewer if it ends.
 
-    A last sequence that is shorter than the others is left out.
+    A last sequence that is shorter than the others is left out, and so are rows with a norm above so many medians.
     """
     ids: list[Tensor] = []
     places: list[Tensor] = []
@@ -119,7 +122,9 @@ def record(context: MetricContext, model: LanguageModel, split: Split, tokens: i
             yield [model.read(batch, context.site)]
 
     rows, _ = store_rows(read())
-    return {"ids": torch.cat(ids), "places": torch.cat(places), "activations": rows}
+    norms = torch.cat([part.to(torch.float32).norm(dim=1) for part in torch.split(rows, _ROWS_AT_ONCE)])
+    usual = norms <= (math.inf if max_norm_multiple is None else max_norm_multiple) * norms.median()
+    return {"ids": torch.cat(ids), "places": torch.cat(places)[usual], "activations": rows[usual]}
 
 
 def embed_windows(

@@ -128,10 +128,15 @@ class Autointerp(Metric):
 
     def _recorded(self, context: MetricContext) -> Recorded:
         def build(folder: Path) -> None:
-            found = record(context, _model(context), self.config.split, self.config.tokens)
+            found = record(context, _model(context), self.config.split, self.config.tokens, multiple)
             save_file(found, folder / "recorded.safetensors")
 
-        key: dict[str, Json] = {"recorded": self.config.split, "tokens": self.config.tokens}
+        multiple = self.config.max_norm_multiple
+        key: dict[str, Json] = {
+            "recorded": self.config.split,
+            "tokens": self.config.tokens,
+            "max_norm_multiple": multiple,
+        }
         return Recorded.of(load_file(context.product(key, build) / "recorded.safetensors"))
 
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:

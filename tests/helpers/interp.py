@@ -90,7 +90,7 @@ def run(metric, sae, tmp_path, model=None, context=None):
 
 
 def recorded_of(model, tmp_path, tokens=10_000):
-    return Recorded.of(record(FakeContext(tmp_path, model, "s"), model, "evaluation", tokens))
+    return Recorded.of(record(FakeContext(tmp_path, model, "s"), model, "evaluation", tokens, None))
 
 
 class Knows:

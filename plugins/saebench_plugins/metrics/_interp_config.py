@@ -10,11 +10,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import Json, MetricConfig, Model, ReadableModel, Split
-from saebench_plugins.metrics._interp_judges import Embed, EmbeddingJudge, Judge, TokenJudge
+from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Judge, TokenJudge
 from saebench_plugins.metrics._interp_protocols import AnyProtocol, PaperProtocol
 from saebench_plugins.metrics._llm_client import Ask, LlmServer
 from saebench_plugins.metrics._llm_judge import LlmJudge
-from saebench_plugins.metrics._text_encoder import TextEncoder
+from saebench_plugins.metrics._text_encoder import Embed, TextEncoder
 from saebench_plugins.metrics._windows import Window
 
 __all__ = ["AutointerpConfig", "EmbeddingConfig", "LlmConfig", "TokensConfig", "judge_of"]

@@ -12,18 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from saebench_plugins.metrics._text_encoder import Embed
 from saebench_plugins.metrics._windows import Window
 
-__all__ = ["Description", "Embed", "EmbeddingJudge", "Judge", "Mark", "TokenJudge"]
+__all__ = ["Description", "EmbeddingJudge", "Judge", "Mark", "TokenJudge"]
 
 _TELLING: Final = 0.5
 _SHOWN_TOKENS: Final = 8
 
 Texts = Callable[[Sequence[Window]], list[list[str]]]
 """Returns the pieces of text of every window's tokens."""
-
-Embed = Callable[[Sequence[str]], Float[Tensor, "texts width"]]
-"""Returns a vector of norm one for each text."""
 
 
 class Mark(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +15,10 @@ from torch import Tensor
 
 from saebench_core import InputError, file_sha256, locate
 
-__all__ = ["TextEncoder", "encoder_digest"]
+__all__ = ["Embed", "TextEncoder", "encoder_digest"]
+
+Embed = Callable[[Sequence[str]], Float[Tensor, "texts width"]]
+"""Returns a vector of norm one for each text."""
 
 _AT_ONCE: Final = 64
 _MAX_TOKENS: Final = 256

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from saebench_core import LanguageModel, MetricContext, ReadableModel, SparseAutoencoder, Split, TokenBatch
 from saebench_plugins.metrics._pooled import store_rows
+from saebench_plugins.metrics._text_encoder import Embed
 
 __all__ = ["Firing", "Recorded", "Window", "embed_windows", "firing_of", "record", "window_counts"]
 
@@ -95,7 +95,7 @@ class Firing:
 
 
 def record(
-    context: MetricContext, model: LanguageModel, split: Split, tokens: int, max_norm_multiple: float | None = None
+    context: MetricContext, model: LanguageModel, split: Split, tokens: int, max_norm_multiple: float | None
 ) -> dict[str, Tensor]:
     """Return tokens and activations of a split's first sequences, about so many tokens; fewer if it ends.
 
@@ -122,17 +122,15 @@ def record(
             yield [model.read(batch, context.site)]
 
     rows, _ = store_rows(read())
-    norms = torch.cat([part.to(torch.float32).norm(dim=1) for part in torch.split(rows, _ROWS_AT_ONCE)])
-    usual = norms <= (math.inf if max_norm_multiple is None else max_norm_multiple) * norms.median()
+    usual: slice | Tensor = slice(None)
+    if max_norm_multiple is not None:
+        norms = torch.cat([part.to(torch.float32).norm(dim=1) for part in torch.split(rows, _ROWS_AT_ONCE)])
+        usual = norms <= max_norm_multiple * norms.median()
     return {"ids": torch.cat(ids), "places": torch.cat(places)[usual], "activations": rows[usual]}
 
 
 def embed_windows(
-    context: MetricContext,
-    model: ReadableModel,
-    recorded: Recorded,
-    width: int,
-    embed: Callable[[Sequence[str]], Float[Tensor, "texts size"]],
+    context: MetricContext, model: ReadableModel, recorded: Recorded, width: int, embed: Embed
 ) -> Float[Tensor, "windows size"]:
     """Return what an encoder makes of the text of every window, by number."""
     total = recorded.count(width)

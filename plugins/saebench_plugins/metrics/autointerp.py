@@ -41,10 +41,10 @@ from saebench_plugins.metrics._interp_answers import answered, auroc
 from saebench_plugins.metrics._interp_charts import accuracy_charts
 from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingConfig, LlmConfig, judge_of
 from saebench_plugins.metrics._interp_gallery import drawn_latents, galleries
-from saebench_plugins.metrics._interp_judges import Embed, Judge
+from saebench_plugins.metrics._interp_judges import Judge
 from saebench_plugins.metrics._interp_samples import Sample, draw_latents
 from saebench_plugins.metrics._llm_client import LlmClient, Message, Reply
-from saebench_plugins.metrics._text_encoder import encoder_digest
+from saebench_plugins.metrics._text_encoder import Embed, encoder_digest
 from saebench_plugins.metrics._windows import Recorded, Window, embed_windows, firing_of, record, window_counts
 
 __all__ = ["Autointerp"]
@@ -60,6 +60,8 @@ _R = TypeVar("_R")
 
 class Autointerp(Metric):
     """Describes latents drawn at random, and tests the descriptions on windows that they were not made from."""
+
+    version = 2
 
     def __init__(self, config: AutointerpConfig) -> None:
         self.config = config

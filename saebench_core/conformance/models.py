@@ -108,7 +108,11 @@ def check_editing_goes_on(subject: BackboneSubject) -> None:
         ("resume", model.resume(tokens, site, nothing), last),
     ):
         demand(not torch.allclose(found, before, atol=slack), f"zeros leave the logits of {name} alone", "other logits")
-    first = model.generate(tokens, 2, site, states)
+    own = torch.ones_like(tokens.ids[:, 0])
+    edited = torch.cat([states[:, :1], nothing[:, 1:]], dim=1)
+    after = model.resume(tokens, site, edited, own)
+    demand_close("logits after a beginning of the model's own", after, model.resume(tokens, site, edited), 1e-3, slack)
+    first = model.generate(tokens, 2, site, states, own)
     demand_equal("shape of what is generated", tuple(first.shape), (len(last), 2))
     chosen = resumed.gather(1, first[:, :1].to(resumed.device))[:, 0]
     demand_close("logits of the first token generated", chosen, resumed.max(1).values, 1e-3, slack)

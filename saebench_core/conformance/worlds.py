@@ -209,7 +209,11 @@ class TinyLanguageModel(_Stored):
         return self._hidden(tokens)
 
     def resume(
-        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+        self,
+        tokens: TokenBatch,
+        site: str,
+        states: Float[Tensor, "sequences length d_in"],
+        own: Int[Tensor, " sequences"] | None = None,
     ) -> Float[Tensor, "sequences vocabulary"]:
         """Return the logits after each last token."""
         last = tokens.attention.sum(1) - 1
@@ -222,7 +226,12 @@ class TinyLanguageModel(_Stored):
         return self._unembedded(states)
 
     def generate(
-        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+        self,
+        tokens: TokenBatch,
+        count: int,
+        site: str,
+        states: Float[Tensor, "sequences length d_in"] | None,
+        own: Int[Tensor, " sequences"] | None = None,
     ) -> Int[Tensor, "sequences count"]:
         """Return the likeliest next token, and what follows it."""
         chosen = [self.resume(tokens, site, self._hidden(tokens) if states is None else states).argmax(-1)]

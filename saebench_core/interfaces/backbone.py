@@ -221,9 +221,17 @@ class EditableModel(ReadableModel, Protocol):
         """Return the activations at the site of every position, in the number format that the model runs in."""
 
     def resume(
-        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+        self,
+        tokens: TokenBatch,
+        site: str,
+        states: Float[Tensor, "sequences length d_in"],
+        own: Int[Tensor, " sequences"] | None = None,
     ) -> Float[Tensor, "sequences vocabulary"]:
-        """Return fp32 logits after each sequence's last token, computed from the site on; gradients flow to states."""
+        """Return fp32 logits after each sequence's last token, computed from the site on; gradients flow to states.
+
+        The first ``own`` states of each sequence are the model's own, of a beginning that many sequences share: what
+        is computed of it may be kept. Logits are the same without.
+        """
 
     def logits_from(
         self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
@@ -231,9 +239,17 @@ class EditableModel(ReadableModel, Protocol):
         """Return fp32 logits at every position, computed from the site on."""
 
     def generate(
-        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+        self,
+        tokens: TokenBatch,
+        count: int,
+        site: str,
+        states: Float[Tensor, "sequences length d_in"] | None,
+        own: Int[Tensor, " sequences"] | None = None,
     ) -> Int[Tensor, "sequences count"]:
-        """Return the likeliest next tokens, one after the other, with ``states`` at the site if they are given."""
+        """Return the likeliest next tokens, one after the other, with ``states`` at the site if they are given.
+
+        ``own`` is as in `resume`.
+        """
 
 
 @runtime_checkable

@@ -65,7 +65,7 @@ class PlantedModel(Plain):
         table[WORDS.index("of"), 6:] = 0.5
         return table[tokens.ids]
 
-    def resume(self, tokens, site, states):
+    def resume(self, tokens, site, states, own=None):
         states = self.states(tokens, site) if self.inert else states
         total = (states * tokens.attention[..., None]).sum(1)
         last = tokens.ids[torch.arange(len(tokens.ids)), tokens.attention.sum(1) - 1]
@@ -82,7 +82,7 @@ class PlantedModel(Plain):
     def logits_from(self, tokens, site, states):
         raise NotImplementedError
 
-    def generate(self, tokens, count, site, states):
+    def generate(self, tokens, count, site, states, own=None):
         self.generated += len(tokens.ids)
         states = self.states(tokens, site) if states is None else states
         first = self.resume(tokens, site, states).argmax(-1)
@@ -131,3 +131,15 @@ def run(metric, model, sae, tmp_path, context=None):
     context = context or FakeContext(tmp_path / "store", model, "s")
     prepared = metric.prepare(context)
     return metric.score(Subject(sae, lambda: sae.w_dec), prepared, context), prepared
+
+
+def write_what_it_answers(model, folder):
+    """A random model knows nothing, so what it answers about words is written down as right."""
+    templates = {"A": ["w1 %s w2", "%s w3 w4 w5"], "B": ["w6 %s w7", "%s w8"]}
+    values = {}
+    for city in range(10, 40):
+        values[f"w{city}"] = {}
+        for name, (template, _) in templates.items():
+            ids = model.generate(model.tokenise([template.replace("%s", f"w{city}")], 16), 2, "layers.0", None)
+            values[f"w{city}"][name] = model.words(ids)[0]
+    return write_ravel(folder, values, templates)

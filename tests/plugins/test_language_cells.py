@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 from saebench_plugins.backbones import hf_lm
 
+from tests.helpers.contexts import FakeContext
+from tests.helpers.planted_cities import write_what_it_answers
 from tests.helpers.runs import cells, run
 from tests.helpers.tiny_lm import WORDS, save_tiny_llama, write_corpus
 
@@ -38,6 +41,7 @@ metrics:
     tasks: [{{type: csv, path: {table}, text: text, label: label}}]
     train_size: 20
     test_size: 10
+  - {{type: ravel, entities: [{cities}], pairs: 40, words: 2, rotation_epochs: 1, gate: 0}}
   - type: autointerp
     judge: {{type: tokens}}
     tokens: 400
@@ -60,11 +64,19 @@ def passes(monkeypatch):
     return counted
 
 
+def answering(folder, names):
+    corpus = {"type": "text_files", "paths": [str(names["corpus"])], "document": "line"}
+    model = hf_lm.HfLm(hf_lm.HfLmConfig(model=str(names["model"]), corpus=corpus, context=16, max_tokens=400))
+    model.prepare(FakeContext(folder / "asked"))
+    return model
+
+
 def test_a_second_sae_makes_no_activation_of_the_backbone_be_computed_again(tmp_path, passes):
     table = tmp_path / "table.csv"
     rows = (f"{WORDS[place % 7]} {WORDS[20 + place % 2]} {WORDS[place % 11]},{'ab'[place % 2]}" for place in range(90))
     table.write_text("text,label\n" + "\n".join(rows) + "\n")
     names = {"model": save_tiny_llama(tmp_path / "llama"), "corpus": write_corpus(tmp_path / "c.txt"), "table": table}
+    names["cities"] = json.dumps(write_what_it_answers(answering(tmp_path, names), tmp_path / "cities"))
     (tmp_path / "registry.yaml").write_text(REGISTRY.format(**names))
     first = run(tmp_path, "--only", "constraint=trained")
     assert first.code == 0, first.err
@@ -76,3 +88,4 @@ def test_a_second_sae_makes_no_activation_of_the_backbone_be_computed_again(tmp_
     done = cells(tmp_path)
     assert [cell["status"] for cell in done] == ["done"] * 3
     assert len({cell["metrics"]["loss_recovered/ce_sae"]["value"] for cell in done}) == 3
+    assert all(0 < cell["metrics"]["ravel/isolation"]["value"] <= 1 for cell in done)

@@ -35,6 +35,7 @@ from tests.helpers.planted_cities import (
     mixing_sae,
     run,
     write_ravel,
+    write_what_it_answers,
 )
 from tests.helpers.tiny_lm import save_tiny_llama, write_corpus
 
@@ -95,7 +96,7 @@ def test_what_was_measured_is_kept_by_attribute(tmp_path):
 
 def prompts_of(*rows):
     return [
-        Prompt(f"p{number}", f"e{number}", attribute, value, 1, 0) for number, (attribute, value) in enumerate(rows)
+        Prompt(f"p{number}", f"e{number}", attribute, value, 0, 1, 0) for number, (attribute, value) in enumerate(rows)
     ]
 
 
@@ -275,7 +276,6 @@ def test_the_largest_cities_of_geonames(tmp_path):
 
 @pytest.mark.parametrize("bos", [True, False])
 def test_padding_sides_give_equal_scores(tmp_path, bos):
-    """A random model knows nothing, so what it answers is written down as right."""
     from saebench_plugins.backbones.hf_lm import HfLm, HfLmConfig
 
     corpus = {"type": "text_files", "paths": [str(write_corpus(tmp_path / "corpus.txt"))], "document": "line"}
@@ -284,14 +284,7 @@ def test_padding_sides_give_equal_scores(tmp_path, bos):
         save_tiny_llama(tmp_path / side, bos=bos, padding_side=side)
         model = HfLm(HfLmConfig(model=str(tmp_path / side), corpus=corpus, context=16, max_tokens=400))
         model.prepare(FakeContext(tmp_path / "store"))
-        templates = {"A": ["w1 %s w2", "%s w3 w4 w5"], "B": ["w6 %s w7", "%s w8"]}
-        values = {}
-        for city in range(10, 40):
-            values[f"w{city}"] = {}
-            for name, (template, _) in templates.items():
-                ids = model.generate(model.tokenise([template.replace("%s", f"w{city}")], 16), 2, "layers.0", None)
-                values[f"w{city}"][name] = model.words(ids)[0]
-        source = write_ravel(tmp_path / "data", values, templates)
+        source = write_what_it_answers(model, tmp_path / "data")
         metric = Ravel(RavelConfig(entities=(source,), pairs=40, words=2, rotation_epochs=1, gate=0))
         sae = SparseAutoencoder.start(torch.eye(16), torch.eye(16), torch.zeros(16), TopK(8), "none")
         context = FakeContext(tmp_path / f"store {side}", model, "layers.0")

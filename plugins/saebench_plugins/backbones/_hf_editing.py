@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saebench_core import InputError, TokenBatch
+from saebench_plugins.backbones._hf_beginnings import Beginnings, Begun, last_output
 from saebench_plugins.backbones._hf_forward import hooked, stopped_after
 
 __all__ = ["generated", "logits_from", "pieces_of", "place_of", "resumed", "states_after"]
+
+_SIDE_BY_SIDE: Final = 128
 
 
 @torch.no_grad()
@@ -25,15 +27,15 @@ def states_after(layer: nn.Module, forward: Callable[[], object]) -> Float[Tenso
 
 
 def resumed(
-    model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, states: Float[Tensor, "sequences length d_in"]
+    model: Any, layers: Sequence[nn.Module], begun: Begun, states: Float[Tensor, "sequences length d_in"]
 ) -> Float[Tensor, "sequences vocabulary"]:
     """Return fp32 logits after each sequence's last token, from ``states`` after the last of ``layers`` on.
 
     These layers, the model's first, are passed by: nothing of them is computed.
     """
-    last = tokens.attention.sum(1) - 1
-    with _passed_by(model, layers, tokens, states):
-        return _logits_at(model, tokens, last)
+    with _passed_by(model, layers, begun.ids, begun.rest_of(states)):
+        found: Tensor = last_output(model, begun).logits[:, 0].to(torch.float32)
+    return found
 
 
 @torch.no_grad()
@@ -41,16 +43,16 @@ def logits_from(
     model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, states: Float[Tensor, "sequences length d_in"]
 ) -> Float[Tensor, "sequences length vocabulary"]:
     """Return fp32 logits at every position, from ``states`` after the last of ``layers`` on, these passed by."""
-    with _passed_by(model, layers, tokens, states):
+    with _passed_by(model, layers, tokens.ids, states):
         mask = tokens.attention.to(torch.int64)
         output = model(input_ids=tokens.ids, attention_mask=mask, use_cache=False)
     return cast(Tensor, output.logits.to(torch.float32))
 
 
 @contextlib.contextmanager
-def _passed_by(model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, states: Tensor) -> Iterator[None]:
+def _passed_by(model: Any, layers: Sequence[nn.Module], ids: Tensor, states: Tensor) -> Iterator[None]:
     """Let layers return what they are given, and the last of them ``states``."""
-    first = tokens.ids[:1, :1]
+    first = ids[:1, :1]
     output = stopped_after(layers[-1], lambda: model(input_ids=first, use_cache=False))
     in_tuple = isinstance(output, tuple)
 
@@ -73,51 +75,50 @@ def _passed_by(model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, stat
             layer.__dict__.pop("forward", None)
 
 
-def _logits_at(model: Any, tokens: TokenBatch, places: Int[Tensor, " sequences"]) -> Tensor:
-    """Return the logits at one place of each sequence; the output layer sees no others where the model allows it."""
-    wanted, index = torch.unique(places, return_inverse=True)
-    options = _only(model, wanted)
-    index = index if options else places
-    mask = tokens.attention.to(torch.int64)
-    logits = model(input_ids=tokens.ids, attention_mask=mask, use_cache=False, **options).logits
-    found: Tensor = logits[torch.arange(len(index), device=logits.device), index].to(torch.float32)
-    return found
-
-
-def _only(model: Any, wanted: Any) -> dict[str, Any]:
-    """Return what keeps a model from computing other logits than these, where it knows such an option."""
-    return {"logits_to_keep": wanted} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-
-
 @torch.no_grad()
 def generated(
-    model: Any, layer: nn.Module, tokens: TokenBatch, count: int, states: Tensor | None
+    model: Any,
+    layer: nn.Module,
+    beginnings: Beginnings,
+    tokens: TokenBatch,
+    count: int,
+    states: Tensor | None,
+    own: Int[Tensor, " sequences"] | None,
 ) -> Int[Tensor, "sequences count"]:
     """Return the likeliest next tokens, one after the other.
 
-    Sequences of one length go together, so that none is padded: what is generated does not hang on its company.
+    Sequences of which about equally much is left to compute go side by side, if the model can; else those of one
+    length, so that none is padded.
     """
     lengths = tokens.attention.sum(1)
+    if beginnings.can_pad(tokens, count):
+        left = lengths if own is None else lengths - own
+        groups = torch.split(left.argsort(stable=True), _SIDE_BY_SIDE)
+    else:
+        groups = tuple((lengths == length).nonzero()[:, 0] for length in sorted(set(lengths.tolist())))
     found = tokens.ids.new_zeros(len(tokens.ids), count)
-    for length in sorted(set(lengths.tolist())):
-        group = (lengths == length).nonzero()[:, 0]
-        part = None if states is None else states[group, :length]
-        found[group] = _continued(model, layer, tokens.ids[group, :length], count, part)
+    for group in groups:
+        some = TokenBatch(*(tensor[group] for tensor in tokens))
+        begun = beginnings.begun(some, None if own is None else own[group], count)
+        found[group] = _continued(model, layer, begun, count, None if states is None else states[group])
     return found
 
 
-def _continued(model: Any, layer: nn.Module, ids: Tensor, count: int, states: Tensor | None) -> Tensor:
+def _continued(model: Any, layer: nn.Module, begun: Begun, count: int, states: Tensor | None) -> Tensor:
+    given = None if states is None else begun.rest_of(states)
+
     def replace(module: nn.Module, inputs: object, output: Any) -> Any:
-        if states is None:
+        if given is None:
             return output
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return (given, *output[1:]) if isinstance(output, tuple) else given
 
     with hooked(layer, replace):
-        output = model(input_ids=ids, use_cache=True, **_only(model, 1))
-    chosen = [output.logits[:, -1].argmax(-1)]
+        output = last_output(model, begun, use_cache=True)
+    chosen = [output.logits[:, 0].argmax(-1)]
     while len(chosen) < count:
-        output = model(input_ids=chosen[-1][:, None], past_key_values=output.past_key_values, use_cache=True)
-        chosen.append(output.logits[:, -1].argmax(-1))
+        begun = begun.longer(chosen[-1], output.past_key_values)
+        output = last_output(model, begun)
+        chosen.append(output.logits[:, 0].argmax(-1))
     return torch.stack(chosen, dim=1)
 
 

@@ -29,6 +29,7 @@ from saebench_core import (
     hookimpl,
     split_of_text,
 )
+from saebench_plugins.backbones._hf_beginnings import Beginnings
 from saebench_plugins.backbones._hf_corpus import Corpus, packed_corpora
 from saebench_plugins.backbones._hf_editing import generated, logits_from, pieces_of, place_of, resumed, states_after
 from saebench_plugins.backbones._hf_forward import patched, rows_after
@@ -87,6 +88,7 @@ class HfLm(Backbone):
         self._source = ModelSource(config.model, config.revision)
         self._model: Any = None
         self._layers: nn.ModuleList = nn.ModuleList()
+        self._beginnings: Beginnings
         self._tokens: Tokens
         self._device = torch.device("cpu")
         self._corpora: dict[Split, Corpus] = {}
@@ -138,6 +140,7 @@ class HfLm(Backbone):
         self._layers = decoder_layers(self._model, self._source.sizes.layers)
         if self.config.weights == "random":
             randomise(self._model, context.generator)
+        self._beginnings = Beginnings(self._model)
         self._corpora = self._pack(context)
 
     def _pack(self, context: Context) -> dict[Split, Corpus]:
@@ -241,10 +244,14 @@ class HfLm(Backbone):
         return states_after(self._layer(site), lambda: self._call(tokens))
 
     def resume(
-        self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
+        self,
+        tokens: TokenBatch,
+        site: str,
+        states: Float[Tensor, "sequences length d_in"],
+        own: Int[Tensor, " sequences"] | None = None,
     ) -> Float[Tensor, "sequences vocabulary"]:
         """Return fp32 logits after each sequence's last token; the layers up to the site are not computed."""
-        return resumed(self._model, self._up_to(site), tokens, states)
+        return resumed(self._model, self._up_to(site), self._beginnings.begun(tokens, own), states)
 
     def logits_from(
         self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
@@ -253,10 +260,15 @@ class HfLm(Backbone):
         return logits_from(self._model, self._up_to(site), tokens, states)
 
     def generate(
-        self, tokens: TokenBatch, count: int, site: str, states: Float[Tensor, "sequences length d_in"] | None
+        self,
+        tokens: TokenBatch,
+        count: int,
+        site: str,
+        states: Float[Tensor, "sequences length d_in"] | None,
+        own: Int[Tensor, " sequences"] | None = None,
     ) -> Int[Tensor, "sequences count"]:
         """Return the likeliest next tokens, with ``states`` after the site's layer if they are given."""
-        return generated(self._model, self._layer(site), tokens, count, states)
+        return generated(self._model, self._layer(site), self._beginnings, tokens, count, states, own)
 
     def words(self, ids: Int[Tensor, "sequences count"]) -> list[str]:
         """Return the text of tokens, special ones left out."""

@@ -94,8 +94,10 @@ class Stage:
         targets: Int[Tensor, " pairs"] = torch.tensor(firsts, device=self.device)
 
         def logits(some: Sequence[int], rows: Tensor) -> Tensor:
-            tokens, states = self._edited([bases[number] for number in some], rows)
-            return self.model.resume(tokens, self.site, states)
+            numbers = [bases[number] for number in some]
+            tokens, states = self._edited(numbers, rows)
+            own = torch.tensor([self.prompts[number].begin for number in numbers], device=self.device)
+            return self.model.resume(tokens, self.site, states, own)
 
         rows = (self.entity_rows(bases), self.entity_rows(sources))
         return fit_mask(basis, *rows, targets, logits, fitting, partial(self.progress, f"ravel: {label}"))

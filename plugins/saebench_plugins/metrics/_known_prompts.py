@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -56,7 +56,8 @@ class Prompt:
         entity: whom it is about.
         attribute: what it asks.
         value: right answer.
-        place: place of the entity's last token.
+        begin: place of the entity's first token: what is before it, a template's prompts share.
+        place: place of its last token.
         first: first token of the model's answer.
     """
 
@@ -64,6 +65,7 @@ class Prompt:
     entity: str
     attribute: str
     value: str
+    begin: int
     place: int
     first: int
 
@@ -114,8 +116,9 @@ def _questions(entities: EntitySet, attribute: str, asked: Asked) -> Iterable[Pr
         before, _, after = template.partition("%s")
         for entity, value in entities.values[attribute].items():
             if entity in names:
-                # the place is that of a character yet
-                yield Prompt(before + entity + after, entity, attribute, value, len(before + entity) - 1, -1)
+                # the places are those of characters yet
+                last = len(before + entity) - 1
+                yield Prompt(before + entity + after, entity, attribute, value, len(before), last, -1)
 
 
 def _drawn(items: Sequence[_T], count: int | None, seed: int, *role: str) -> Sequence[_T]:
@@ -132,14 +135,19 @@ def _answered(
     right: list[Prompt] = []
     ordered = sorted(questions, key=lambda prompt: len(prompt.text))
     for start in range(0, len(ordered), _AT_ONCE):
-        part = ordered[start : start + _AT_ONCE]
-        places = model.locate([prompt.text for prompt in part], [prompt.place for prompt in part]).tolist()
+        part = [_located(model, prompt) for prompt in ordered[start : start + _AT_ONCE]]
         texts, firsts = responses(model, context.site, part, words, None)
-        for prompt, text, first, place in zip(part, texts, firsts, places, strict=True):
+        for prompt, text, first in zip(part, texts, firsts, strict=True):
             if gives(text, prompt.value, prompt.attribute):
-                right.append(Prompt(prompt.text, prompt.entity, prompt.attribute, prompt.value, place, first))
+                right.append(replace(prompt, first=first))
         context.progress(label, start + len(part), len(ordered))
     return right
+
+
+def _located(model: EditableModel, prompt: Prompt) -> Prompt:
+    """Return a prompt with the places of tokens, in place of those of characters."""
+    begin, place = model.locate([prompt.text] * 2, [prompt.begin, prompt.place]).tolist()
+    return replace(prompt, begin=begin, place=place)
 
 
 def responses(
@@ -168,7 +176,8 @@ def responses(
             break
         tokens = model.tokenise([prompts[number].text for number in left], MAX_TOKENS)
         states = None if edited is None else edited(left)
-        ids = model.generate(tokens, count, site, states)
+        own = torch.tensor([prompts[number].begin for number in left], device=tokens.ids.device)
+        ids = model.generate(tokens, count, site, states, own)
         for number, text, first in zip(left, model.words(ids), ids[:, 0].tolist(), strict=True):
             texts[number], firsts[number] = text, first
         left = [number for number in left if not decided(texts[number], values[number], prompts[number].attribute)]

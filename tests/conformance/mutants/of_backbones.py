@@ -110,15 +110,19 @@ def rounded_states(self, inherited, tokens, site):
     return inherited(tokens, site).round()
 
 
-def from_the_start(self, inherited, tokens, site, states):
+def from_the_start(self, inherited, tokens, site, states, own=None):
     return inherited(tokens, site, self.states(tokens, site))
 
 
-def after_the_padding(self, inherited, tokens, site, states):
+def after_the_padding(self, inherited, tokens, site, states, own=None):
     return self.logits_from(tokens, site, states)[:, -1]
 
 
-def second_best(self, inherited, tokens, count, site, states):
+def all_its_own(self, inherited, tokens, site, states, own=None):
+    return inherited(tokens, site, states if own is None else self.states(tokens, site))
+
+
+def second_best(self, inherited, tokens, count, site, states, own=None):
     found = inherited(tokens, count, site, states)
     found[:, 0] = self.resume(tokens, site, states).topk(2).indices[:, 1]
     return found
@@ -173,6 +177,7 @@ MUTANTS = [
     broken("rounds its states", "check_editing_goes_on", LANGUAGE, "states of kept", states=rounded_states),
     broken("forgets the states", "check_editing_goes_on", LANGUAGE, "zeros leave", logits_from=from_the_start),
     broken("resumes at the end", "check_editing_goes_on", LANGUAGE, "after each last", resume=after_the_padding),
+    broken("edits nothing", "check_editing_goes_on", LANGUAGE, "of the model's own", resume=all_its_own),
     broken("says the second best", "check_editing_goes_on", LANGUAGE, "first token", generate=second_best),
     broken("patches every token", "check_logits_are_patched", LANGUAGE, "given", logits=patches_everything),
     broken("a class without a name", "check_images_have_labels", VISION, "labels up to 2",

@@ -20,6 +20,7 @@ from saebench_core.report import comparisons
 from saebench_core.report.lines import score_charts
 
 DIGITS: Final = 6
+ROUNDING: Final = 0.03
 WORLD_ROWS: Final = 4096
 KEPT_VERSIONS: Final = ("saebench-core", "torch", "scikit-learn")
 Data = dict[str, Any]
@@ -104,24 +105,28 @@ def _limits_of(result: Any) -> Limits:
 
 
 def _agreed(sources: Iterable[tuple[str, Limits]]) -> dict[str, Limits]:
-    """Return, by backbone, the floors and ceilings in which all sources that have the score agree."""
-    told: dict[str, dict[str, dict[str, set[float | None]]]] = {}
+    """Return, by backbone, the floors and ceilings in which all sources that have the score agree.
+
+    What is measured on another machine is rounded otherwise, so they agree up to `ROUNDING`; the first one's counts.
+    """
+    told: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for backbone, limits in sources:
         mine = told.setdefault(backbone, {limit: {} for limit in LIMITS})
         for limit, values in limits.items():
             for score, value in values.items():
-                mine[limit].setdefault(score, set()).add(value)
+                mine[limit].setdefault(score, []).append(value)
     return {
         backbone: {
-            limit: {
-                score: next(iter(values))
-                for score, values in by_score.items()
-                if len(values) == 1 and None not in values
-            }
+            limit: {score: values[0] for score, values in by_score.items() if _close(values)}
             for limit, by_score in mine.items()
         }
         for backbone, mine in told.items()
     }
+
+
+def _close(values: Sequence[float | None]) -> bool:
+    known = [value for value in values if value is not None]
+    return len(known) == len(values) and max(known) - min(known) <= ROUNDING
 
 
 def _rounded(value: Any) -> Any:
@@ -191,7 +196,9 @@ def _renewed(before: Any, now: Any, older: Set[str]) -> Any:
         series = [own.get(one["label"], one) for one in panel["series"]]
         return {**panel, "title": titles[place] if "trained" in own else panel["title"], "series": series}
 
-    return {**before, "panels": [renewed(panel) for panel in before["panels"]]}
+    places = {_place(panel) for panel in before["panels"]}
+    new = [panel for panel in now["panels"] if _place(panel) not in places]
+    return {**before, "panels": [renewed(panel) for panel in before["panels"]] + new}
 
 
 def _place(panel: Any) -> str:

@@ -47,6 +47,7 @@ def test_pieces_of_a_study_come_together(studies, tmp_path):
                   for name, limits in whole["limits"].items()}  # fmt: skip
         charts = {name: {"x_names": [name], "panels": [{"title": "p", "series": series(seed, *labels)}]}
                   for name, labels in (("both", ("trained", "pca")), (f"only of {seed}", ("pca",)))}  # fmt: skip
+        charts["both"]["panels"].append({"title": f"new in {seed}", "series": series(seed, "trained")})
         return {**whole, "cells": rows, "limits": limits, "charts": charts}
 
     first = studies.merged(piece(0, 0.25), None)
@@ -59,7 +60,10 @@ def test_pieces_of_a_study_come_together(studies, tmp_path):
         "only of 0": series(0, "pca"),
         "only of 1": series(1, "pca"),
     }
+    assert [panel["title"] for panel in same["charts"]["both"]["panels"]] == ["p", "new in 0", "new in 1"]
     backbone = same["cells"][0]["backbone"]
+    rounded = studies.merged(piece(1, 0.255), first)
+    assert rounded["limits"][backbone]["floor"]["feature_recovery/mean"] == 0.255
     assert same["limits"][backbone]["floor"]["feature_recovery/mean"] == 0.25
     assert "feature_recovery/mean" not in other["limits"][backbone]["floor"]
     assert other["limits"][backbone]["ceiling"] == same["limits"][backbone]["ceiling"]

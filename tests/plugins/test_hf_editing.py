@@ -180,6 +180,15 @@ def test_a_beginning_is_computed_once(lm):
     assert sum(others) == left + 1  # one token asks what layers return
 
 
+def test_an_output_layer_may_be_no_module(lm, monkeypatch):
+    tokens, own = begun(lm)
+    states = lm.states(tokens, "layers.1")
+    expected, words = lm.resume(tokens, "layers.1", states, own), lm.generate(tokens, 3, "layers.1", None, own)
+    monkeypatch.setattr(lm._model, "get_output_embeddings", lambda: None)
+    torch.testing.assert_close(lm.resume(tokens, "layers.1", states, own), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(lm.generate(tokens, 3, "layers.1", None, own), words)
+
+
 def test_no_more_beginnings_are_kept_than_there_is_room_for(lm, monkeypatch):
     monkeypatch.setattr(_hf_beginnings, "_KEPT", 2)
     tokens = lm.tokenise(["w1 w2", "w3 w4", "w5 w6"], 16)

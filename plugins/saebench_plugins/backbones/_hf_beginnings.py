@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections import OrderedDict
@@ -159,14 +160,23 @@ def _padded(part: Tensor, length: int) -> Tensor:
 
 
 def last_output(model: Any, begun: Begun, **options: object) -> Any:
-    """Return what a model returns, with ``logits (sequences, 1, vocabulary)`` after each last token alone."""
+    """Return what a model returns, with ``logits (sequences, 1, vocabulary)`` after each last token alone.
+
+    An output layer that is a module of its own is given no other token.
+    """
     rows, last = torch.arange(len(begun.left), device=begun.left.device), begun.left - 1
+    chosen = False
 
     def choose(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal chosen
+        chosen = True
         return (inputs[0][rows, last][:, None], *inputs[1:])
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(choose)
-    try:
-        return model(**begun.options(model) | options)
-    finally:
-        handle.remove()
+    head: nn.Module | None = model.get_output_embeddings()
+    with contextlib.ExitStack() as hooks:
+        if head is not None:
+            hooks.callback(head.register_forward_pre_hook(choose).remove)
+        output = model(**begun.options(model) | options)
+    if not chosen:
+        output.logits = output.logits[rows, last][:, None]
+    return output

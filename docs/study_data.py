@@ -21,6 +21,7 @@ from saebench_core.report.lines import score_charts
 
 DIGITS: Final = 6
 ROUNDING: Final = 0.03
+"""By how much a floor or ceiling may differ that was measured on another machine, where products round otherwise."""
 WORLD_ROWS: Final = 4096
 KEPT_VERSIONS: Final = ("saebench-core", "torch", "scikit-learn")
 Data = dict[str, Any]
@@ -104,10 +105,10 @@ def _limits_of(result: Any) -> Limits:
     }
 
 
-def _agreed(sources: Iterable[tuple[str, Limits]]) -> dict[str, Limits]:
-    """Return, by backbone, the floors and ceilings in which all sources that have the score agree.
+def _agreed(sources: Iterable[tuple[str, Limits]], slack: float = 0.0) -> dict[str, Limits]:
+    """Return, by backbone, the floors and ceilings in which all sources that have the score agree, up to ``slack``.
 
-    What is measured on another machine is rounded otherwise, so they agree up to `ROUNDING`; the first one's counts.
+    Of those that differ by less the first one's counts.
     """
     told: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for backbone, limits in sources:
@@ -117,16 +118,16 @@ def _agreed(sources: Iterable[tuple[str, Limits]]) -> dict[str, Limits]:
                 mine[limit].setdefault(score, []).append(value)
     return {
         backbone: {
-            limit: {score: values[0] for score, values in by_score.items() if _close(values)}
+            limit: {score: values[0] for score, values in by_score.items() if _close(values, slack)}
             for limit, by_score in mine.items()
         }
         for backbone, mine in told.items()
     }
 
 
-def _close(values: Sequence[float | None]) -> bool:
+def _close(values: Sequence[float | None], slack: float) -> bool:
     known = [value for value in values if value is not None]
-    return len(known) == len(values) and max(known) - min(known) <= ROUNDING
+    return len(known) == len(values) and max(known) - min(known) <= slack
 
 
 def _rounded(value: Any) -> Any:
@@ -177,7 +178,7 @@ def merged(found: Data, before: Data | None, others: Iterable[Data] = ()) -> Dat
         "failed": len(failed),
         "left": len(found["order"]) - len(ordered) - len(failed),
         "worlds": found["worlds"],
-        "limits": _agreed(limits),
+        "limits": _agreed(limits, ROUNDING),
         "charts": {**found["charts"], **charts},
         "galleries": {**(before or {}).get("galleries", {}), **found["galleries"]},
     }

@@ -217,7 +217,7 @@ def test_a_model_that_cannot_go_on_computes_everything(lm, monkeypatch):
 
     monkeypatch.setattr(lm._model, "forward", forgetful)
     monkeypatch.setattr(lm._beginnings, "_reach", None)
-    assert not lm._beginnings.can_pad(tokens)
+    assert not lm._beginnings.can_pad(tokens) and lm._beginnings._reach == 0
     states = lm.states(tokens, "layers.1")
     torch.testing.assert_close(lm.resume(tokens, "layers.1", states, own), lm.resume(tokens, "layers.1", states))
     monkeypatch.undo()

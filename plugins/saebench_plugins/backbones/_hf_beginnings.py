@@ -149,7 +149,7 @@ class Beginnings:
         output = last_output(self._model, begun)
         found = last_output(self._model, begun.longer(ids[:, 6], output.past_key_values)).logits[:, 0]
         whole = self._model(input_ids=ids).logits[:, -1]
-        if (found - whole).abs().max() > _ROUNDING * whole.abs().max():
+        if not (found - whole).abs().max() <= _ROUNDING * whole.abs().max():  # nor if one is NaN
             return 0
         return min((layer.sliding_window for layer in layers if layer.is_sliding), default=math.inf)
 

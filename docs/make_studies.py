@@ -22,7 +22,8 @@ latents in their contexts, what was run, or where most was reached, in a comment
 
 Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
 the paper's row, ``delta="trained:TWIN,TWIN"`` the best twin's distance in percent of what is trained, ``times=N`` tells
-shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what a figure shows. ``†`` marks what
+shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what a figure shows, ``labels="NAME,NAME"``
+renames scores beside each other. ``†`` marks what
 collapsed, ``!`` what had not converged, ``‡`` what missed its L0.
 """
 

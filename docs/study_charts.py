@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from study_tables import LIMITS, Row, chosen_cells, in_order, standing_values
+from study_tables import LIMITS, MARKS, Row, chosen_cells, in_order, standing_values
 
 from saebench_core.interfaces.chart import Chart, ChartPanel, Series
 
@@ -39,20 +39,25 @@ def against_l0(data: Mapping[str, Any], asked: Mapping[str, str]) -> Chart:
 def beside_each_other(data: Mapping[str, Any], asked: Mapping[str, str]) -> Chart:
     """Return the chart of several scores, a panel for each architecture, marks of each constraint (paper figure 1).
 
+    Floors and ceilings are marks too, since each score has its own.
+
     Args:
         data: stored results.
-        asked: ``scores``, ``title``, and what chooses cells.
+        asked: ``scores``, ``labels`` if they are to have others, ``title``, and what chooses cells.
 
     Raises:
         KeyError: for a name or score that no cell has.
     """
     scores = asked["scores"].split(",")
+    labels = tuple(asked.get("labels", asked["scores"]).split(","))
     cells = _with(chosen_cells(data["cells"], asked), scores)
-    panels = tuple(
-        ChartPanel(name, _lines([row for row in cells if row["architecture"] == name], _by_score(scores)))
-        for name in in_order(cells, "architecture")
-    )
-    return Chart(asked["title"], _caption(cells), "score", "value", panels, x_names=tuple(scores))
+
+    def panel(name: str) -> ChartPanel:
+        mine = [row for row in cells if row["architecture"] == name]
+        return ChartPanel(name, (*_lines(mine, _by_score(scores)), *_limits(data["limits"], mine, scores)))
+
+    panels = tuple(panel(name) for name in in_order(cells, "architecture"))
+    return Chart(asked["title"], _caption(cells), "score", "value", panels, x_names=labels)
 
 
 def _with(cells: Sequence[Row], scores: Sequence[str]) -> list[Row]:
@@ -90,7 +95,20 @@ def _point(where: float, score: str, cells: Sequence[Row]) -> tuple[float, float
         return None
     values = standing_values(having, score)
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return where, statistics.fmean(values), spread, any(row["flags"] for row in having)
+    return where, statistics.fmean(values), spread, _marked(having)
+
+
+def _marked(cells: Sequence[Row]) -> bool:
+    """Return whether a flag is there that tables mark; others, such as of the data, may be on every cell."""
+    return any(flag in MARKS for row in cells for flag in row["flags"])
+
+
+def _limits(limits: Mapping[str, Any], cells: Sequence[Row], scores: Sequence[str]) -> list[Series]:
+    found: dict[str, list[tuple[float, float]]] = {limit: [] for limit in LIMITS}
+    for place, score in enumerate(scores):
+        for limit, value in _levels(limits, cells, score).items():
+            found[limit].append((place, value))
+    return [Series(limit, *zip(*places, strict=True)) for limit, places in found.items() if places]
 
 
 def _levels(limits: Mapping[str, Any], cells: Sequence[Row], score: str) -> dict[str, float]:
@@ -105,4 +123,4 @@ def _levels(limits: Mapping[str, Any], cells: Sequence[Row], score: str) -> dict
 def _caption(cells: Sequence[Row]) -> str:
     seeds = len({row["seed"] for row in cells})
     told = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
-    return told + ("; hollow marks carry a flag" if any(row["flags"] for row in cells) else "")
+    return told + ("; hollow marks carry a flag" if _marked(cells) else "")

@@ -68,12 +68,24 @@ def test_a_score_against_l0_by_hand(studies):
 
 
 def test_scores_beside_each_other_by_hand(studies):
-    asked = {"scores": "a/b,a/c", "title": "All", "constraint": "trained,untrained"}
-    chart = studies.beside_each_other(DATA, asked)
-    trained, untrained = chart.panels[0].series
-    assert (chart.title, chart.x_names) == ("All", ("a/b", "a/c"))
+    asked = {"scores": "a/b,a/c", "labels": "B,C", "title": "All", "constraint": "trained,untrained"}
+    limits = {"toy": {"floor": {"a/b": 0.25, "a/c": None}, "ceiling": {"a/c": 9.0}}}
+    chart = studies.beside_each_other({"cells": CELLS, "limits": limits}, asked)
+    trained, untrained, floor, ceiling = chart.panels[0].series
+    assert (chart.title, chart.x_names) == ("All", ("B", "C"))
     assert trained.x == (0, 1) and trained.y == (pytest.approx(0.8), pytest.approx(8.0))
     assert untrained.y == (pytest.approx(0.1), pytest.approx(1.0))
+    assert (floor.label, floor.x, floor.y) == ("floor", (0,), (0.25,))
+    assert (ceiling.label, ceiling.x, ceiling.y) == ("ceiling", (1,), (9.0,))
+
+
+def test_marks_are_hollow_for_flags_that_tables_mark(studies):
+    cells = [cell("topk", "trained", 0, 0.5, ["repeated_rows"]), cell("topk", "frozen", 0, 0.5, ["missed_l0"])]
+    chart = studies.beside_each_other({**DATA, "cells": cells}, {"scores": "a/b", "title": "All"})
+    assert [series.hollow for series in chart.panels[0].series] == [(False,), (True,)]
+    assert chart.caption == "one seed; hollow marks carry a flag"
+    chart = studies.beside_each_other({**DATA, "cells": cells[:1]}, {"scores": "a/b", "title": "All"})
+    assert chart.caption == "one seed"
 
 
 def test_latents_are_shown_with_marks_and_nothing_of_a_text_is_taken_as_html(studies):

@@ -20,11 +20,11 @@ latents in their contexts, what was run, or where most was reached, in a comment
     <!-- runs data=paper-synthetic,map-width -->
     <!-- best data=paper-synthetic:variable,map-width score=a/b beside=a/c constraint=trained named=features -->
 
-Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``); ``paper="NAME:VALUE NAME:VALUE"`` adds
-the paper's row, ``delta="trained:TWIN,TWIN"`` the best twin's distance in percent of what is trained, ``times=N`` tells
-shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what a figure shows, ``labels="NAME,NAME"``
-renames scores beside each other. ``†`` marks what
-collapsed, ``!`` what had not converged, ``‡`` what missed its L0.
+Other keys choose cells (``backbone``, ``architecture``, ``constraint``, ``l0``, ``seed``); ``paper="NAME:VALUE
+NAME:VALUE"`` adds the paper's row, ``delta="trained:TWIN,TWIN"`` the best twin's distance in percent of what is
+trained, ``times=N`` tells shares of N as counts, ``series="NAME,NAME"`` and ``panels="PART|PART"`` choose what a
+figure shows, ``labels="NAME,NAME"`` renames scores beside each other. ``†`` marks what collapsed, ``!`` what had not
+converged, ``‡`` what missed its L0.
 """
 
 from __future__ import annotations

@@ -78,13 +78,13 @@ def in_order(cells: Sequence[Row], axis: str) -> list[str]:
 
 
 def chosen_cells(cells: Sequence[Row], asked: Mapping[str, str]) -> list[Row]:
-    """Return the cells that are asked for by backbone, architecture, constraint and L0, each one name or several.
+    """Return the cells that are asked for by backbone, architecture, constraint, L0 and seed, each one name or several.
 
     Raises:
         KeyError: for a name that no cell has.
     """
     chosen = list(cells)
-    for axis in AXES:
+    for axis in (*AXES, "seed"):
         wanted = asked[axis].split(",") if axis in asked else []
         if missing := set(wanted) - {str(cell[axis]) for cell in cells}:
             raise KeyError(f"{axis}: {sorted(missing)}")

@@ -167,6 +167,13 @@ def test_a_table_of_several_scores_of_chosen_cells(studies):
     ]
 
 
+def test_a_table_of_one_seed(studies):
+    asked = {"rows": "constraint", "scores": "a/b", "architecture": "topk", "seed": "1"}
+    assert studies.table(DATA, asked).splitlines()[2:3] == ["| trained | 0.600 ! |"]
+    with pytest.raises(KeyError, match="seed"):
+        studies.table(DATA, {**asked, "seed": "7"})
+
+
 def test_what_was_run_is_counted(studies):
     mine = {**DATA, "cells": [{**one, "steps": 1000 * (1 + one["seed"]), "seconds": 300.0} for one in CELLS]}
     assert studies.runs({"mine": {**mine, "left": 4, "failed": 5}}).splitlines() == [

@@ -47,9 +47,12 @@ def beside_each_other(data: Mapping[str, Any], asked: Mapping[str, str]) -> Char
 
     Raises:
         KeyError: for a name or score that no cell has.
+        ValueError: if there are not as many labels as scores.
     """
     scores = asked["scores"].split(",")
     labels = tuple(asked.get("labels", asked["scores"]).split(","))
+    if len(labels) != len(scores):
+        raise ValueError(f"{len(labels)} labels for {len(scores)} scores: {', '.join(labels)}")
     cells = _with(chosen_cells(data["cells"], asked), scores)
 
     def panel(name: str) -> ChartPanel:
@@ -104,6 +107,7 @@ def _marked(cells: Sequence[Row]) -> bool:
 
 
 def _limits(limits: Mapping[str, Any], cells: Sequence[Row], scores: Sequence[str]) -> list[Series]:
+    """Return floors and ceilings as marks of their own, where scores have them."""
     found: dict[str, list[tuple[float, float]]] = {limit: [] for limit in LIMITS}
     for place, score in enumerate(scores):
         for limit, value in _levels(limits, cells, score).items():

@@ -77,6 +77,8 @@ def test_scores_beside_each_other_by_hand(studies):
     assert untrained.y == (pytest.approx(0.1), pytest.approx(1.0))
     assert (floor.label, floor.x, floor.y) == ("floor", (0,), (0.25,))
     assert (ceiling.label, ceiling.x, ceiling.y) == ("ceiling", (1,), (9.0,))
+    with pytest.raises(ValueError, match="1 labels for 2 scores"):
+        studies.beside_each_other(DATA, {**asked, "labels": "B"})
 
 
 def test_marks_are_hollow_for_flags_that_tables_mark(studies):

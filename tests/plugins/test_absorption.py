@@ -159,6 +159,53 @@ def test_a_letter_takes_latents_as_long_as_they_help():
     assert len(letter_latents(sae.encode(codes), labels, tested, 1, 0.03)[0]) == 1
 
 
+@pytest.mark.parametrize("unit", [0.01, 10.0, 1000.0])
+def test_the_unit_of_activations_is_of_no_account(unit, tmp_path, monkeypatch):
+    taken = [letter + "mr" for letter in LETTERS]
+    wanted, _ = run(absorbing(taken), tmp_path / "one")
+    read = Spelling.read
+    monkeypatch.setattr(Spelling, "read", lambda self, tokens, site: unit * read(self, tokens, site))
+    found, _ = run(absorbing(taken), tmp_path / "two")
+    assert found.items["latent"] == list(range(6))
+    for name, score in wanted.scores.items():
+        assert found.scores[name].value == pytest.approx(score.value)
+
+
+def test_a_latent_that_speaks_against_a_letter_is_none_of_its_own():
+    """Latent 0 fires on all other words, and tells the letter fully; latent 1 on two thirds of its words."""
+    labels = torch.arange(400) % 10 == 0
+    codes = torch.zeros(400, 2)
+    codes[~labels, 0] = 1
+    codes[labels, 1] = torch.tensor([1.0, 1, 0] * 14)[:40]
+    sae = SparseAutoencoder.start(torch.eye(2), torch.eye(2), torch.zeros(2), TopK(2), "none")
+    main, f1 = letter_latents(sae.encode(codes), labels, torch.arange(400) % 7 == 0, 10, 0.03)
+    assert main == [1]
+    assert 0.5 < f1 < 1
+
+
+def test_letters_are_as_heavy_as_all_other_words():
+    """A latent on all of a rare letter's words and on a tenth of the others: the letter is said for all of them."""
+    labels = torch.arange(1000) % 50 == 0
+    codes = torch.zeros(1000, 1)
+    codes[labels] = 1
+    codes[torch.arange(1000) % 10 == 3] = 1
+    sae = SparseAutoencoder.start(torch.eye(1), torch.eye(1), torch.zeros(1), TopK(1), "none")
+    tested = torch.arange(1000) % 3 == 0
+    true, said = int((labels & tested).sum()), int(((codes[:, 0] > 0) & tested).sum())
+    main, f1 = letter_latents(sae.encode(codes), labels, tested, 10, 0.03)
+    assert main == [0]
+    assert f1 == pytest.approx(2 * true / (true + said))
+
+
+def test_an_sae_that_never_fires_has_a_latent_all_the_same():
+    codes = SparseAutoencoder.start(torch.eye(2), torch.eye(2), torch.zeros(2), TopK(1), "none").encode(
+        -torch.ones(40, 2)
+    )
+    main, f1 = letter_latents(codes, torch.arange(40) % 4 == 0, torch.arange(40) % 3 == 0, 10, 0.03)
+    assert len(main) == 1
+    assert 0 <= f1 <= 1
+
+
 def test_a_model_that_does_not_spell(tmp_path):
     result, _ = run(faithful(), tmp_path, min_letters=20)
     assert all(isinstance(score, NotApplicable) for score in result.scores.values())

@@ -60,6 +60,8 @@ class AbsorptionConfig(MetricConfig):
 class Absorption(Metric):
     """Probes the letters in the activations, finds their latents, and follows words of which these are silent."""
 
+    version = 2
+
     def __init__(self, config: AbsorptionConfig) -> None:
         self.config = config
 

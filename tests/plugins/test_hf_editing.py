@@ -20,31 +20,57 @@ TEXTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10", "w11 w12 w13"]
 SIZES = {"num_hidden_layers": 3, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 32}
 
 
-def other_family(name):
-    """A model of another family: places that are learned, or layers that see a few tokens back."""
-    import transformers
+PLAIN = ["llama", "llama without BOS", "gpt2", "gemma2", "nearsighted gemma2"]
+OTHERS = ["mamba", "rwkv", "openai-gpt", "gemma4_text"]
+"""Without a past, with states of layers handed on, with lists, with keys that layers share."""
 
-    special = {"vocab_size": 44, "initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-    if name == "gpt2":
-        config = transformers.GPT2Config(**special, n_positions=64, n_embd=16, n_layer=3, n_head=2)
-        return transformers.GPT2LMHeadModel(config)
-    window = 8 if "near" in name else 64
-    config = transformers.Gemma2Config(**special, **SIZES, num_key_value_heads=1, head_dim=8, sliding_window=window)
-    return transformers.Gemma2ForCausalLM(config)
+SPECIAL = {"vocab_size": 44, "initializer_range": 0.5, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+SMALL = {"n_positions": 64, "n_embd": 16, "n_layer": 3, "n_head": 2}
+OPTIONS = {
+    "gpt2": SMALL,
+    "openai-gpt": SMALL,
+    "gemma2": {**SIZES, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 64},
+    "nearsighted gemma2": {**SIZES, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8},
+    "mamba": {"hidden_size": 16, "state_size": 4, "num_hidden_layers": 3},
+    "rwkv": {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 3, "context_length": 64},
+    "gemma4_text": {
+        **SIZES,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "global_head_dim": 8,
+        "num_kv_shared_layers": 2,
+        "layer_types": [f"{kind}_attention" for kind in ("sliding", "full", "sliding", "sliding", "full")],
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 44,
+    },
+}
 
 
-@pytest.fixture(scope="module", params=["llama", "llama without BOS", "gpt2", "gemma2", "nearsighted gemma2"])
-def lm(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lm")
-    save_tiny_llama(folder / "model", bos=request.param != "llama without BOS")
-    if not request.param.startswith("llama"):
+def prepared(name, folder, options=None):
+    """A backbone over a small random model of a family."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    save_tiny_llama(folder / "model", bos=name != "llama without BOS")
+    if not name.startswith("llama"):
+        config = AutoConfig.for_model(name.split()[-1], **{**SPECIAL, **(options or OPTIONS[name])})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1)
-            other_family(request.param).save_pretrained(folder / "model")
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     corpus = {"type": "text_files", "paths": [str(write_corpus(folder / "corpus.txt"))], "document": "line"}
     backbone = HfLm(HfLmConfig(model=str(folder / "model"), corpus=corpus, context=16, max_tokens=400))
     backbone.prepare(FakeContext(folder / "store"))
     return backbone
+
+
+@pytest.fixture(scope="module", params=PLAIN)
+def lm(request, tmp_path_factory):
+    return prepared(request.param, tmp_path_factory.mktemp("lm"))
+
+
+@pytest.fixture(scope="module", params=[*PLAIN, *OTHERS])
+def any_lm(request, tmp_path_factory):
+    return prepared(request.param, tmp_path_factory.mktemp("lm"))
 
 
 def whole(lm, tokens, number, edit=None):
@@ -52,12 +78,12 @@ def whole(lm, tokens, number, edit=None):
     states, logits = [], []
 
     def hook(module, inputs, output):
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = output if isinstance(output, torch.Tensor) else output[0]
         states.append(hidden.detach())
         if edit is None:
             return output
         hidden = edit(len(states) - 1, hidden)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return hidden if isinstance(output, torch.Tensor) else type(output)([hidden, *output[1:]])
 
     for ids, attention in zip(tokens.ids, tokens.attention, strict=True):
         handle = lm._layers[number].register_forward_hook(hook)
@@ -69,7 +95,8 @@ def whole(lm, tokens, number, edit=None):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_it_goes_on_from_states_as_if_from_the_start(lm, number):
+def test_it_goes_on_from_states_as_if_from_the_start(any_lm, number):
+    lm = any_lm
     assert isinstance(lm, EditableModel)
     site = f"layers.{number}"
     tokens = lm.tokenise(TEXTS, 16)
@@ -78,11 +105,14 @@ def test_it_goes_on_from_states_as_if_from_the_start(lm, number):
     for found, one, attention in zip(states, expected, tokens.attention, strict=True):
         torch.testing.assert_close(found[attention], one[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(lm.resume(tokens, site, states), logits, rtol=1e-4, atol=1e-4)
+    every = lm.logits_from(tokens, site, states)[torch.arange(4), tokens.attention.sum(1) - 1]
+    torch.testing.assert_close(every, logits, rtol=1e-4, atol=1e-4)
     again, _ = whole(lm, tokens, number)  # no layer is left passed by
     assert all(torch.equal(one, two) for one, two in zip(expected, again, strict=True))
 
 
-def test_an_edit_changes_what_follows_and_gradients_reach_it(lm):
+def test_an_edit_changes_what_follows_and_gradients_reach_it(any_lm):
+    lm = any_lm
     tokens = lm.tokenise(TEXTS, 16)
     states = lm.states(tokens, "layers.1")
     added = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -90,6 +120,8 @@ def test_an_edit_changes_what_follows_and_gradients_reach_it(lm):
         (torch.arange(4), torch.tensor([1, 0, 2, 0])), states[torch.arange(4), [1, 0, 2, 0]] + added
     )
     found = lm.resume(tokens, "layers.1", edited)
+    if lm._model.config.model_type == "rwkv":
+        return  # writes over what gradients would need
     found.square().sum().backward()
     gradient = added.grad.clone()
     added.grad = None
@@ -107,7 +139,8 @@ def test_an_edit_changes_what_follows_and_gradients_reach_it(lm):
     assert all(parameter.grad is None for parameter in lm._model.parameters())
 
 
-def test_words_are_those_of_greedy_generation(lm):
+def test_words_are_those_of_greedy_generation(any_lm):
+    lm = any_lm
     tokens = lm.tokenise(TEXTS, 16)
     found = lm.generate(tokens, 5, "layers.1", None)
     for ids, attention, one in zip(tokens.ids, tokens.attention, found, strict=True):
@@ -168,6 +201,7 @@ def test_a_beginning_is_computed_once(lm):
     if not lm._beginnings.can_pad(tokens, 1):
         pytest.skip("its layers see too few tokens")
     states, left = lm.states(tokens, "layers.0"), 4 * int((tokens.attention.sum(1) - own).max())
+    lm.resume(tokens, "layers.0", states, own)  # tries once whether layers can be passed by
     lm._beginnings._kept.clear()
     with tokens_given(lm) as first:
         lm.generate(tokens, 1, "layers.0", None, own)
@@ -222,6 +256,36 @@ def test_a_model_that_cannot_go_on_computes_everything(lm, monkeypatch):
     torch.testing.assert_close(lm.resume(tokens, "layers.1", states, own), lm.resume(tokens, "layers.1", states))
     monkeypatch.undo()
     assert torch.equal(lm.generate(tokens, 3, "layers.1", None, own), expected)
+
+
+def test_layers_are_passed_by_where_that_is_the_same(any_lm):
+    """All is computed where keys are shared or states handed on; else one token asks what layers return."""
+    lm, counted = any_lm, []
+    tokens = lm.tokenise(TEXTS, 16)
+    states = lm.states(tokens, "layers.1")
+    lm.resume(tokens, "layers.1", states)
+    inside = next(module for module in lm._layers[0].modules() if not [*module.children()])
+    handle = inside.register_forward_hook(lambda module, inputs, output: counted.append(inputs[0].shape[1]))
+    try:
+        lm.resume(tokens, "layers.1", states)
+    finally:
+        handle.remove()
+    whole_pass = lm._model.config.model_type in ("rwkv", "gemma4_text")
+    assert counted == [tokens.ids.shape[1] if whole_pass else 1]
+
+
+def test_layers_of_several_streams_are_refused(tmp_path):
+    options = {
+        **OPTIONS["gemma4_text"],
+        "intermediate_size": [32] * 5,
+        "laurel_rank": 4,
+        "altup_num_inputs": 2,
+        "activation_sparsity_pattern": [0.0] * 5,
+    }
+    lm = prepared("gemma3n_text", tmp_path, options)
+    assert lm.describe().sites["layers.3"] == 16
+    with pytest.raises(InputError, match=r"shape \(2, 1, .*layers return \(sequences, tokens, width\)"):
+        lm.read(lm.tokenise(["w1 w2 w3"], 16), "layers.1")
 
 
 def test_characters_are_found_among_tokens(lm):

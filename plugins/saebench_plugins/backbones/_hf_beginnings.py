@@ -57,6 +57,12 @@ class Begun(NamedTuple):
         places = self.places.amax(1, keepdim=True) + 1
         return Begun(ids[:, None], attention, places, torch.ones_like(self.left), past)
 
+    def extended(self, ids: Int[Tensor, " sequences"]) -> Begun:
+        """Return these sequences, each with one more token, all to be computed: of one length, nothing begun."""
+        attention = torch.cat([self.attention, torch.ones_like(self.attention[:, :1])], dim=1)
+        places = torch.cat([self.places, self.places[:, -1:] + 1], dim=1)
+        return Begun(torch.cat([self.ids, ids[:, None]], dim=1), attention, places, self.left + 1, None)
+
     def rest_of(self, values: Tensor) -> Tensor:
         """Return a tensor of ``(sequences, length, ...)`` at the places of ``ids``."""
         return values[torch.arange(len(values), device=values.device)[:, None], self.places]
@@ -139,7 +145,7 @@ class Beginnings:
         from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
         ids = torch.arange(14, device=self._model.device).reshape(2, 7)
-        past = self._model(input_ids=ids[:, :2], use_cache=True).past_key_values
+        past = getattr(self._model(input_ids=ids[:, :2], use_cache=True), "past_key_values", None)
         layers: list[Any] = past.layers if isinstance(past, DynamicCache) else []
         plain = (DynamicLayer, DynamicSlidingWindowLayer)  # and none of their kinds, which hold more
         if not layers or any(type(layer) not in plain or not layer.is_initialized for layer in layers):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 
 from saebench_core import InputError, TokenBatch
 from saebench_plugins.backbones._hf_beginnings import Beginnings, Begun, last_output
-from saebench_plugins.backbones._hf_forward import hooked, stopped_after
+from saebench_plugins.backbones._hf_forward import hidden_of, hooked, stopped_after, with_hidden
+from saebench_plugins.backbones._hf_passing import FirstLayers
 
 __all__ = ["generated", "logits_from", "pieces_of", "place_of", "resumed", "states_after"]
 
@@ -22,57 +22,27 @@ _SIDE_BY_SIDE: Final = 128
 @torch.no_grad()
 def states_after(layer: nn.Module, forward: Callable[[], object]) -> Float[Tensor, "sequences length d_in"]:
     """Return the activations after a layer at every position, as the model computes them."""
-    output = stopped_after(layer, forward)
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+    return hidden_of(stopped_after(layer, forward))
 
 
 def resumed(
-    model: Any, layers: Sequence[nn.Module], begun: Begun, states: Float[Tensor, "sequences length d_in"]
+    model: Any, layers: FirstLayers, begun: Begun, states: Float[Tensor, "sequences length d_in"]
 ) -> Float[Tensor, "sequences vocabulary"]:
-    """Return fp32 logits after each sequence's last token, from ``states`` after the last of ``layers`` on.
-
-    These layers, the model's first, are passed by: nothing of them is computed.
-    """
-    with _passed_by(model, layers, begun.ids, begun.rest_of(states)):
+    """Return fp32 logits after each sequence's last token, from ``states`` after the last of ``layers`` on."""
+    with layers.return_instead(begun.ids, begun.rest_of(states)):
         found: Tensor = last_output(model, begun).logits[:, 0].to(torch.float32)
     return found
 
 
 @torch.no_grad()
 def logits_from(
-    model: Any, layers: Sequence[nn.Module], tokens: TokenBatch, states: Float[Tensor, "sequences length d_in"]
+    model: Any, layers: FirstLayers, tokens: TokenBatch, states: Float[Tensor, "sequences length d_in"]
 ) -> Float[Tensor, "sequences length vocabulary"]:
-    """Return fp32 logits at every position, from ``states`` after the last of ``layers`` on, these passed by."""
-    with _passed_by(model, layers, tokens.ids, states):
+    """Return fp32 logits at every position, from ``states`` after the last of ``layers`` on."""
+    with layers.return_instead(tokens.ids, states):
         mask = tokens.attention.to(torch.int64)
         output = model(input_ids=tokens.ids, attention_mask=mask, use_cache=False)
     return cast(Tensor, output.logits.to(torch.float32))
-
-
-@contextlib.contextmanager
-def _passed_by(model: Any, layers: Sequence[nn.Module], ids: Tensor, states: Tensor) -> Iterator[None]:
-    """Let layers return what they are given, and the last of them ``states``."""
-    first = ids[:1, :1]
-    output = stopped_after(layers[-1], lambda: model(input_ids=first, use_cache=False))
-    in_tuple = isinstance(output, tuple)
-
-    def give(hidden: Tensor) -> Any:
-        return (hidden,) if in_tuple else hidden
-
-    def hand_on(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
-        return give(hidden_states)
-
-    def replace(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
-        return give(states)
-
-    try:
-        for layer in layers[:-1]:
-            layer.__dict__["forward"] = hand_on
-        layers[-1].__dict__["forward"] = replace
-        yield
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("forward", None)
 
 
 @torch.no_grad()
@@ -110,14 +80,19 @@ def _continued(model: Any, layer: nn.Module, begun: Begun, count: int, states: T
     def replace(module: nn.Module, inputs: object, output: Any) -> Any:
         if given is None:
             return output
-        return (given, *output[1:]) if isinstance(output, tuple) else given
+        hidden = torch.cat([given, hidden_of(output)[:, given.shape[1] :]], dim=1)  # more only of a model without past
+        return with_hidden(output, hidden)
 
-    with hooked(layer, replace):
-        output = last_output(model, begun, use_cache=True)
+    def edited() -> Any:
+        with hooked(layer, replace):
+            return last_output(model, begun, use_cache=True)
+
+    output = edited()
     chosen = [output.logits[:, 0].argmax(-1)]
     while len(chosen) < count:
-        begun = begun.longer(chosen[-1], output.past_key_values)
-        output = last_output(model, begun)
+        past = getattr(output, "past_key_values", None)
+        begun = begun.extended(chosen[-1]) if past is None else begun.longer(chosen[-1], past)
+        output = edited() if past is None else last_output(model, begun)
         chosen.append(output.logits[:, 0].argmax(-1))
     return torch.stack(chosen, dim=1)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from saebench_core import Patch, PluginError
+from saebench_core import InputError, Patch, PluginError
 
-__all__ = ["hooked", "patched", "rows_after", "stopped_after"]
+__all__ = ["hidden_of", "hooked", "patched", "rows_after", "stopped_after", "with_hidden"]
+
+_AXES: Final = 3
 
 
 class _StopForward(Exception):
@@ -24,7 +26,7 @@ def rows_after(
     layer: nn.Module, kept: Bool[Tensor, "sequences length"], forward: Callable[[], object]
 ) -> Float[Tensor, "kept d_in"]:
     """Return the kept tokens' activations after a layer, fp32; the forward pass ends there."""
-    return _hidden(stopped_after(layer, forward))[kept].to(torch.float32)
+    return hidden_of(stopped_after(layer, forward))[kept].to(torch.float32)
 
 
 @torch.no_grad()
@@ -54,21 +56,38 @@ def patched(
     def replace(module: nn.Module, inputs: object, output: Any) -> Any:
         if patch is None or not kept.any():
             return output
-        hidden = _hidden(output).clone()
+        hidden = hidden_of(output).clone()
         rows = hidden[kept].to(torch.float32)
         new = patch(rows)
         if new.shape != rows.shape:
             raise PluginError(f"a patch returned {tuple(new.shape)} for activations {tuple(rows.shape)}")
         hidden[kept] = new.to(hidden.dtype)
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        return with_hidden(output, hidden)
 
     with hooked(layer, replace):
         return forward()
 
 
-def _hidden(output: Any) -> Tensor:
-    """Return the residual stream of a decoder layer's output: a tensor, or a tuple that begins with it."""
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+def hidden_of(output: Any) -> Tensor:
+    """Return the residual stream of a decoder layer's output: a tensor, or what begins with it.
+
+    Raises:
+        InputError: if that is not of ``(sequences, length, width)``, as of a model that has several streams.
+    """
+    hidden = cast(Tensor, output if isinstance(output, Tensor) else output[0])
+    if hidden.ndim != _AXES:
+        raise InputError(
+            f"the model's layers return activations of the shape {tuple(hidden.shape)}; hf_lm reads models whose "
+            "layers return (sequences, tokens, width)"
+        )
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """Return a decoder layer's output with another residual stream."""
+    if isinstance(output, Tensor):
+        return hidden
+    return type(output)([hidden, *output[1:]])
 
 
 @contextlib.contextmanager

@@ -89,9 +89,10 @@ def randomise(model: nn.Module, generator: Callable[[str], torch.Generator]) -> 
 def config_sizes(config: Any) -> Sizes:
     text = config.get_text_config()
     width, layers, vocabulary = int(text.hidden_size), int(text.num_hidden_layers), int(text.vocab_size)
-    inner = int(getattr(text, "intermediate_size", None) or 4 * width)
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    inside = sum(inner) if isinstance(inner, list) else layers * inner  # some have a size for each layer
     embeddings = vocabulary * width * (1 if getattr(text, "tie_word_embeddings", False) else 2)
-    return Sizes(layers, width, vocabulary, embeddings + layers * (4 * width**2 + 3 * width * inner))
+    return Sizes(layers, width, vocabulary, embeddings + layers * 4 * width**2 + 3 * width * inside)
 
 
 def gguf_sizes(file: Path) -> Sizes:

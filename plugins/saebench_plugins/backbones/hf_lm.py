@@ -34,6 +34,7 @@ from saebench_plugins.backbones._hf_corpus import Corpus, packed_corpora
 from saebench_plugins.backbones._hf_editing import generated, logits_from, pieces_of, place_of, resumed, states_after
 from saebench_plugins.backbones._hf_forward import patched, rows_after
 from saebench_plugins.backbones._hf_loading import Tokens, decoder_layers, randomise
+from saebench_plugins.backbones._hf_passing import FirstLayers
 from saebench_plugins.backbones._hf_source import ModelSource
 
 __all__ = ["HfLm", "HfLmConfig"]
@@ -93,6 +94,7 @@ class HfLm(Backbone):
         self._device = torch.device("cpu")
         self._corpora: dict[Split, Corpus] = {}
         self._limits: dict[str, float] = {}
+        self._first: dict[str, FirstLayers] = {}
 
     def describe(self) -> BackboneDescription:
         """Return sites and sizes from the model's configuration, or a GGUF file's header."""
@@ -250,13 +252,13 @@ class HfLm(Backbone):
         states: Float[Tensor, "sequences length d_in"],
         own: Int[Tensor, " sequences"] | None = None,
     ) -> Float[Tensor, "sequences vocabulary"]:
-        """Return fp32 logits after each sequence's last token; the layers up to the site are not computed."""
+        """Return fp32 logits after each sequence's last token; layers up to the site are passed by."""
         return resumed(self._model, self._up_to(site), self._beginnings.begun(tokens, own), states)
 
     def logits_from(
         self, tokens: TokenBatch, site: str, states: Float[Tensor, "sequences length d_in"]
     ) -> Float[Tensor, "sequences length vocabulary"]:
-        """Return fp32 logits at every position; the layers up to the site are not computed."""
+        """Return fp32 logits at every position; layers up to the site are passed by."""
         return logits_from(self._model, self._up_to(site), tokens, states)
 
     def generate(
@@ -283,8 +285,11 @@ class HfLm(Backbone):
             raise InputError(f"no site {site!r}; there are layers.0 to layers.{self._source.sizes.layers - 1}")
         return self._layers[int(site.rpartition(".")[2])]
 
-    def _up_to(self, site: str) -> list[nn.Module]:
-        return list(self._layers)[: list(self._layers).index(self._layer(site)) + 1]
+    def _up_to(self, site: str) -> FirstLayers:
+        if site not in self._first:
+            layers = list(self._layers)
+            self._first[site] = FirstLayers(self._model, layers[: layers.index(self._layer(site)) + 1])
+        return self._first[site]
 
     def _call(self, tokens: TokenBatch) -> Any:
         if self._model is None:

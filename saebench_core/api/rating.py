@@ -136,7 +136,8 @@ def read_ratings(workdir: Path, files: Sequence[Path]) -> Rated:
     if len(sheets) != 1:
         raise InputError(f"the files are ratings of {len(sheets)} sheets ({', '.join(sheets)}); give those of one")
     for (path, one), (other, two) in combinations(zip(files, read, strict=True), 2):
-        if one.ratings == two.ratings or (one.rater and one.rater == two.rater):
+        named = one.rater and two.rater
+        if one.rater == two.rater if named else one.ratings == two.ratings:
             raise InputError(f"{path} and {other} are ratings of the same person; give one of them")
     key = _key(workdir, sheets[0])
     by_item: dict[int, list[int]] = {}

@@ -134,6 +134,7 @@ def _summary(work: Opened) -> dict[str, Any]:
             "seconds": round(waiting.seconds, 1),
             "memory_bytes": waiting.memory_bytes,
             "disk_bytes": waiting.disk_bytes,
+            "questions": waiting.questions,
         },
     }
 

@@ -116,6 +116,9 @@ def print_plan(work: Opened, summary: dict[str, Any]) -> None:
         place = f"on one {gpu.name} at half of its stated rates"
     text = f"to do: {left['tasks']} tasks, about {duration(left['seconds'])}, {needs}, {place}"
     console.print(text, highlight=False)
+    if left["questions"]:
+        asked = f"up to {left['questions']:,} questions to language models, whose answers take time of their own"
+        console.print(asked, highlight=False)
 
 
 def print_ratings(found: Rated) -> None:

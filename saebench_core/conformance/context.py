@@ -87,6 +87,10 @@ class KitContext:
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         """Return a product, made if the folder does not have it."""
+        return self.backbone_product({"site": self.site, "own": dict(config)}, build)
+
+    def backbone_product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return a product that sites share, made if the folder does not have it."""
         return Store(self.folder).make("product", content_key(dict(config)), dict(config), build)
 
     def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:

@@ -96,5 +96,8 @@ class MetricContext(Context, Protocol):
     def site(self) -> str:
         """The site that is scored."""
 
+    def backbone_product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return the folder of a product that all sites of the backbone have in common; else as `product`."""
+
     def activations(self, split: Split, rows: int) -> ActivationReader:
         """Return the first ``rows`` activations of a split, computed once for all cells; fewer if there are fewer."""

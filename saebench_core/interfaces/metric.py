@@ -142,11 +142,13 @@ class Work(NamedTuple):
         prepared: by the backbone, once for a backbone and site.
         scored: by the backbone, for each SAE.
         encoded: by each SAE.
+        asked: questions to a server for each SAE, no rows.
     """
 
     prepared: int = 0
     scored: int = 0
     encoded: int = 0
+    asked: int = 0
 
 
 class Metric(ABC):

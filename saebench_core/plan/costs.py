@@ -143,4 +143,4 @@ def score_cost(cell: Cell, backbone: BackboneDescription, work: Work, machine: M
     seconds += work.scored * machine.seconds_per_row(backbone)
     seconds += 2.0 * work.encoded * cell.d_in * cell.d_sae / machine.flops
     held = 2 * sae_bytes(cell) + (backbone.memory_bytes if work.scored else 0)
-    return Estimate(seconds, held, 1 << 18)
+    return Estimate(seconds, held, 1 << 18, questions=work.asked)

@@ -27,12 +27,14 @@ class Estimate:
         memory_bytes: held at once.
         disk_bytes: stored, and kept.
         scratch_bytes: stored while the work is going on.
+        questions: to servers; how long they take is not known.
     """
 
     seconds: float = 0.0
     memory_bytes: int = 0
     disk_bytes: int = 0
     scratch_bytes: int = 0
+    questions: int = 0
 
 
 @final
@@ -122,11 +124,12 @@ class Plan:
         return [task for task in self.tasks if not task.done(store)]
 
     def total(self, tasks: Iterable[Task]) -> Estimate:
-        """Return summed time and disk, and the largest memory and scratch."""
+        """Return summed time, disk and questions, and the largest memory and scratch."""
         chosen = [task.estimate for task in tasks]
         return Estimate(
             sum(estimate.seconds for estimate in chosen),
             max((estimate.memory_bytes for estimate in chosen), default=0),
             sum(estimate.disk_bytes for estimate in chosen),
             max((estimate.scratch_bytes for estimate in chosen), default=0),
+            sum(estimate.questions for estimate in chosen),
         )

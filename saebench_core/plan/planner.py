@@ -67,6 +67,9 @@ class _Planner:
         for cell in everything:
             if cell.measured:
                 self._measure(cell)
+        for cell in cells:  # a metric without its key, data or package fails before hours of training
+            for metric in self.registry.metrics_of(cell):
+                self._metric(metric, cell.backbone, cell.site)
         for group in groups(tuple(cell for cell in everything if not cell.loaded), self.catalog):
             self._train(group)
         seeds = _by_seed(cells)

@@ -28,6 +28,9 @@ LISTS: dict[str, Kind] = {
 }
 """Lists of entries in a registry, and the kind of plugin behind each."""
 
+_NOT_REPEATED: Literal["secret"] = "secret"
+"""Type of a validator's error (pydantic's `PydanticCustomError`) where what was given may be a key."""
+
 Selector = str | int | float
 _Choice = Selector | tuple[Selector, ...]
 
@@ -144,6 +147,8 @@ def _describe(details: ErrorDetails, document: Document, catalog: Catalog, model
         return f"{place} {shown}: the key {str(location[-1])!r} is missing"
     message = details["msg"].removeprefix("Value error, ")
     given = details["input"]
+    if kind == _NOT_REPEATED:
+        return f"{place} {shown}: {message}"
     suffix = f" (given: {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
     return f"{place} {shown}: {message[0].lower()}{message[1:]}{suffix}"
 

@@ -227,8 +227,15 @@ class ScoringContext:
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         """Return a product of the metric's own for this backbone and site, made if it is not there."""
-        where: dict[str, Json] = {"backbone": dict(self.identity), "site": self.site, "scoring": core_digest("score")}
-        return self.base.product({**where, "own": dict(config)}, build)
+        return self._product({"site": self.site}, config, build)
+
+    def backbone_product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        """Return a product of the metric's own for this backbone, made if it is not there."""
+        return self._product({}, config, build)
+
+    def _product(self, where: Mapping[str, Json], config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        of: dict[str, Json] = {"backbone": dict(self.identity), **where, "scoring": core_digest("score")}
+        return self.base.product({**of, "own": dict(config)}, build)
 
     def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         """Return what came from outside, got if it is not there."""

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from saebench_plugins.metrics.reconstruction import ReconstructionMetric
 
+from saebench_core import Work
 from tests.helpers.distributions import architecture, metric
 from tests.helpers.registries import TINY, call, changed, command, environment, listing, process, spawn
 
@@ -111,7 +113,24 @@ def test_plan_json(folder):
         "disk_bytes",
     }
     assert document["to_do"]["tasks"] == len(document["tasks"]) == 2 + 2 + 16
+    assert document["to_do"]["questions"] == 0
     assert document["environment"] == {"device": "cpu", "backbone_dtype": "fp32"}
+    assert "questions" not in call("plan", cwd=folder).out
+
+
+def test_the_plan_says_how_many_questions_are_asked(folder, monkeypatch):
+    monkeypatch.setattr(ReconstructionMetric, "work", lambda self, description: Work(asked=300))
+    assert "up to 2,400 questions to language models" in " ".join(call("plan", cwd=folder).out.split())
+
+
+def test_what_may_be_a_key_is_not_repeated(folder):
+    judge = "judge: {type: llm, api_key_env: sk-THEKEY, base_url: 'http://me:THEWORD@host/v1'}"
+    (folder / "registry.yaml").write_text(TINY.replace("metrics:", f"metrics:\n  - {{type: autointerp, {judge}}}"))
+    outcome = call("validate", cwd=folder)
+    assert outcome.code == 2
+    assert "api_key_env: must be the name of an environment variable" in outcome.err
+    assert "base_url: must have no user" in outcome.err
+    assert "THEKEY" not in outcome.err and "THEWORD" not in outcome.err
 
 
 def test_run_prints_the_twins_and_writes_below_the_workdir_only(ran):

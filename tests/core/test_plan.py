@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from saebench_plugins.metrics.reconstruction import ReconstructionMetric
 
 from saebench_core import (
     Backbone,
@@ -19,6 +20,7 @@ from saebench_core import (
     Constraint,
     ConstraintConfig,
     ConstraintSpec,
+    Work,
 )
 from saebench_core.catalog import Catalog, Plugin, make_catalog
 from saebench_core.errors import PluginError
@@ -127,6 +129,17 @@ def test_what_is_shared_is_planned_once():
     assert kinds(plan) == {"train": 2, "metric": 2, "score": 16}, "two seeds, two metrics, eight cells"
     plan = plan_of(changed(TWO_BACKBONES))
     assert kinds(plan) == {"train": 4, "metric": 4, "score": 32}
+
+
+def test_metrics_are_prepared_before_anything_is_trained():
+    order = [task.kind for task in plan_of(changed(TWO_BACKBONES)).tasks]
+    assert order == ["metric"] * 4 + ["train"] * 4 + ["score"] * 32
+
+
+def test_questions_of_all_scores_are_added_up(monkeypatch):
+    monkeypatch.setattr(ReconstructionMetric, "work", lambda self, description: Work(asked=7))
+    plan = plan_of()
+    assert plan.total(plan.tasks).questions == 7 * 8
 
 
 def test_activations_of_a_stored_backbone_are_computed_once_for_all_cells():

@@ -195,10 +195,11 @@ def test_one_person_counts_once(tmp_path):
     keyed(tmp_path, items)
     first = saved(tmp_path, "a", items, {"1": 1, "2": 2})
     with pytest.raises(InputError, match="ratings of the same person"):
-        read_ratings(tmp_path, [first, saved(tmp_path, "b", items, {"1": 1, "2": 2})])
+        read_ratings(tmp_path, [first, saved(tmp_path, "b", items, {"1": 1, "2": 2}, rater="")])
     with pytest.raises(InputError, match="ratings of the same person"):
         read_ratings(tmp_path, [first, saved(tmp_path, "c", items, {"1": 5}, rater="a")])
     assert read_ratings(tmp_path, [first, saved(tmp_path, "d", items, {"1": 5})]).raters == 2
+    assert read_ratings(tmp_path, [first, saved(tmp_path, "e", items, {"1": 1, "2": 2})]).apart == 0
 
 
 def test_a_damaged_key_is_told(tmp_path):

@@ -137,7 +137,7 @@ def test_two_runs_at_once_agree(folder, calm):
 def test_sigterm_gives_143_and_leaves_no_half_product(folder):
     (folder / "registry.yaml").write_text(changed(("steps: 20", "steps: 100000")))
     child, _ = start(folder)
-    assert "train |" in child.stderr.readline()
+    assert any("train |" in line for line in iter(child.stderr.readline, ""))
     time.sleep(0.3)
     child.terminate()
     _, err = child.communicate(timeout=60)

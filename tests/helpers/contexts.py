@@ -68,11 +68,18 @@ class FakeContext:
         return named_generator(self.seed, role)
 
     def product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        return self._made({"site": self.site}, config, build)
+
+    def backbone_product(self, config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
+        return self._made({}, config, build)
+
+    def _made(self, where: Mapping[str, Json], config: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         def record_and_build(folder: Path) -> None:
             self.built.append(config)
             build(folder)
 
-        return Store(self.root).make("product", content_key(dict(config)), dict(config), record_and_build)
+        identity = {**where, "own": dict(config)}
+        return Store(self.root).make("product", content_key(identity), identity, record_and_build)
 
     def record(self, asked: Mapping[str, Json], build: Callable[[Path], None]) -> Path:
         return Store(self.root).make("record", content_key(dict(asked)), dict(asked), build)

@@ -102,6 +102,10 @@ class Knows:
         self.refusal = "no"
         self.lock = threading.Lock()
 
+    def change(self, answer):
+        """Return a whole answer in place of the one that would be sent."""
+        return answer
+
     def reply(self, messages):
         system, text = messages[0]["content"], messages[1]["content"]
         if "You are shown" in system:
@@ -139,14 +143,16 @@ def server(knows):
             usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
             return self.send(
                 200,
-                {
-                    "id": "x",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": "m",
-                    "choices": [choice],
-                    "usage": usage,
-                },
+                knows.change(
+                    {
+                        "id": "x",
+                        "object": "chat.completion",
+                        "created": 0,
+                        "model": "m",
+                        "choices": [choice],
+                        "usage": usage,
+                    }
+                ),
             )
 
         def send(self, status, body):

@@ -8,9 +8,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 from saebench_plugins.metrics._interp_config import AutointerpConfig
+from saebench_plugins.metrics._interp_scores import COUNTS, Drawn, means
 from saebench_plugins.metrics.autointerp import Autointerp
 
-from saebench_core import Backbone, NotApplicable, Observed, SparseAutoencoder, Subject, TopK
+from saebench_core import (
+    Backbone,
+    BackboneDescription,
+    InputError,
+    NotApplicable,
+    Observed,
+    Score,
+    SparseAutoencoder,
+    Subject,
+    TopK,
+)
 from tests.helpers.contexts import FakeContext
 from tests.helpers.interp import (
     D_IN,
@@ -40,7 +51,12 @@ def test_tokens_tell_what_tokens_mean_and_nothing_else(tmp_path):
     area = dict(zip(result.items["latent"], result.items["auroc"], strict=True))
     assert area[7] > 0.85
     assert abs(result.scores["tokens_accuracy_shuffled"].value - 0.5) < 0.1
-    assert prepared.floors == {"tokens_accuracy": 0.5, "tokens_auroc": 0.5}
+    assert prepared.floors == {
+        "tokens_accuracy": 0.5,
+        "tokens_auroc": 0.5,
+        "tokens_yield": 0.0,
+        "tokens_above_0.7": 0.0,
+    }
     good = result.scores["tokens_above_0.7"].value
     assert result.scores["alive"].value == pytest.approx(26 / 28)
     assert result.scores["tokens_yield"].value == pytest.approx(good * 26 / 28)
@@ -66,6 +82,44 @@ def test_an_sae_that_never_fires(tmp_path):
     assert result.scores["alive"].value == 0
     assert isinstance(result.scores["tokens_accuracy"], NotApplicable)
     assert set(result.scores) == set(metric_of().scores())
+
+
+def row(balanced, answered=1.0):
+    counts = dict.fromkeys(COUNTS, 1.0)
+    return {"accuracy": 0.5, "balanced_accuracy": balanced, "answered": answered, "shuffled": None, **counts}
+
+
+def test_means_by_hand():
+    """Above 0.7 is above, not at it; the yield is of all latents, those that cannot be tested too."""
+    config = AutointerpConfig(judge=llm("http://localhost/v1"))
+    found = means(config, "", [row(0.7), row(0.71), row(0.9), row(0.2)], Drawn(0.3, 0.4, 10))
+    assert found["above_0.7"].value == 0.5
+    assert found["yield"].value == pytest.approx(0.15)
+    assert found["alive"].value == 0.4 and found["alive"].n == 10
+    assert found["requests"].value == 4
+    assert isinstance(means(config, "", [row(0.9, 0.5)], Drawn(1, 1, 1))["accuracy"], Score)
+    assert isinstance(means(config, "", [row(0.9, 0.49)], Drawn(1, 1, 1))["accuracy"], NotApplicable)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shuffled", "asked"),
+    [
+        ({"type": "paper"}, True, 200 * (1 + 2 * 10)),
+        ({"type": "paper", "tested": 95}, False, 200 * (1 + 10)),
+        ({"type": "saebench"}, True, 1000 * (1 + 2)),
+        ({"type": "delphi", "scorer": "fuzzing"}, True, 200 * (1 + 2 * 20)),
+    ],
+)
+def test_questions_are_counted_before_they_are_asked(protocol, shuffled, asked):
+    judge = llm("http://localhost/v1")
+    metric = Autointerp(AutointerpConfig(judge=judge, protocol=protocol, shuffled=shuffled))
+    assert metric.work(BackboneDescription("language", {"s": 8})).asked == asked
+    assert Autointerp(AutointerpConfig()).work(BackboneDescription("language", {"s": 8})).asked == 0
+
+
+def test_windows_longer_than_sequences_are_refused(tmp_path):
+    with pytest.raises(InputError, match="windows have 41 tokens, but the backbone's sequences 40"):
+        run(metric_of(width=41), one_to_one(), tmp_path)
 
 
 def test_it_needs_tokens_that_can_be_read():

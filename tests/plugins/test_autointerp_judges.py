@@ -14,7 +14,7 @@ from saebench_plugins.metrics._interp_config import AutointerpConfig
 from saebench_plugins.metrics._interp_dialogues import DETECTION, PAPER, SAEBENCH, marked, read_list, read_numbers
 from saebench_plugins.metrics._interp_judges import EmbeddingJudge, Mark
 from saebench_plugins.metrics._text_encoder import TextEncoder
-from saebench_plugins.metrics._windows import Window
+from saebench_plugins.metrics._windows import Window, carried
 
 from saebench_core import InputError, MissingPackageError, NotApplicable, SparseAutoencoder, Subject, TopK
 from tests.helpers.contexts import FakeContext
@@ -52,7 +52,8 @@ def test_a_language_model_judges_and_is_asked_once(tmp_path, monkeypatch):
     assert result.scores["requests"].value == asked
     assert result.scores["tokens_read"].value == 100 * asked
     assert result.scores["unparsed"].value == result.scores["refused"].value == result.scores["retries"].value == 0
-    assert prepared.floors == {"accuracy": 0.5}
+    assert prepared.floors == {"accuracy": 0.5, "yield": 0.0, "above_0.7": 0.0}
+    assert result.scores["answered"].value == 1.0
     assert {key for _, key in knows.asked} == {"Bearer secret"}
     assert not [path for path in (tmp_path / "store").rglob("*.json") if "secret" in path.read_text()]
     assert set(result.scores) == set(metric.scores())
@@ -85,6 +86,18 @@ def test_answers_that_cannot_be_read_are_wrong_and_counted(tmp_path):
     assert result.scores["unparsed"].value == 10
     assert result.scores["refused"].value == 10
     assert sorted(result.items["accuracy"]) == [0.0, 1.0]
+
+
+def test_a_judge_that_mostly_says_nothing_gives_no_score(tmp_path):
+    with server(Knows(wrong=["x", "", ""] * 9)) as url:
+        metric = metric_of(llm(url, concurrency=1), latents=3, shuffled=False)
+        result, _ = run(metric, one_to_one(), tmp_path)
+    for name in ("accuracy", "yield", "above_0.7", "accuracy_shuffled"):
+        assert "said something of 0% of the windows" in result.scores[name].reason
+    assert result.scores["answered"].value == 0
+    assert result.scores["refused"].value + result.scores["unparsed"].value == 3 * 20
+    assert result.scores["undescribed"].value == 2
+    assert set(result.scores) == set(metric.scores())
 
 
 def test_budgets_stop_and_what_was_answered_is_kept(tmp_path):
@@ -208,10 +221,19 @@ def test_descriptions_are_taken_out_of_answers():
     assert DETECTION.phrase("It is so.\n[EXPLANATION]: names of\ntowns") == "names of towns"
 
 
+def test_a_character_of_several_tokens_is_marked_whole():
+    pieces, values = ["ラ", "", "", "ク", " x", "", "é"], torch.tensor([0.0, 2.0, 0.5, 0.0, 0.0, 0.0, 1.0])
+    assert carried(pieces, values.tolist()) == (["ラ", "ク", " x", "é"], [0.0, 2.0, 0.0, 1.0])
+    assert marked(pieces, values > 0) == "ラ<<ク>> x<<é>>"
+    shown = DETECTION.show(pieces, Window(0, torch.arange(7), values), 2.0)
+    assert shown == 'ラ<<ク>> x<<é>>\n   ("ク", 10), ("é", 5)'
+
+
 def test_answers_by_hand():
     marks = [Mark(True, None), Mark(False, None), Mark(None, None), Mark(True, None), Mark(False, None)]
     found = answered(marks, [True, True, False, False, False])
     assert found["accuracy"] == 2 / 5  # no answer is a wrong answer
+    assert found["answered"] == 4 / 5
     assert found["balanced_accuracy"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert found["f1"] == pytest.approx(2 / (2 + 2 + 1))
     assert auroc(marks, [True, True, False, False, False]) is None

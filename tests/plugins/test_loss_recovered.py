@@ -116,7 +116,7 @@ def slow_reference(context, metric, change):
         def hook(module, inputs, output, kept=kept):
             output = output.clone()
             for position in range(len(kept)):
-                if kept[position]:
+                if kept[position] or metric.config.replaced == "all":
                     output[0, position] = change(output[0, position][None])[0]
             return output
 
@@ -138,7 +138,9 @@ def slow_reference(context, metric, change):
     return sum(ce) / sum(count), sum(kl) / sum(count), sum(count), ce
 
 
-def test_scores_equal_a_slow_reference(metric, context):
+@pytest.mark.parametrize("replaced", ["kept", "all"])
+def test_scores_equal_a_slow_reference(replaced, metric, context):
+    metric = LossRecovered(metric.config.model_copy(update={"replaced": replaced}))
     sae = random_sae()
     result = scored(metric, context, sae)
     ce_clean, _, n, _ = slow_reference(context, metric, lambda x: x)

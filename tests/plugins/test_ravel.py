@@ -78,6 +78,7 @@ def test_a_model_that_knows_nothing(tmp_path):
     metric = Ravel(RavelConfig(entities=(write_ravel(tmp_path / "wrong", values),), pairs=50))
     result, _ = run(metric, PlantedModel(), identity_sae(), tmp_path)
     assert "too few answers" in result.scores["cause"].reason
+    assert "of Country 0 (0 of cause), Language 0 (0 of cause)" in result.scores["cause"].reason
 
 
 def test_what_was_measured_is_kept_by_attribute(tmp_path):
@@ -85,13 +86,22 @@ def test_what_was_measured_is_kept_by_attribute(tmp_path):
     context = FakeContext(tmp_path / "store", model, "s")
     first, _ = run(metric, model, identity_sae(), tmp_path, context)
     built, asked = len(context.built), model.generated
-    assert built == 4  # what the model knows and what the mask does, of two attributes
+    assert built == 6  # what the model knows, references, and what the mask does, of two attributes
     again, _ = run(metric, model, identity_sae(), tmp_path, context)
     assert first == again
     assert len(context.built) == built
-    assert model.generated < 1.9 * asked
+    assert model.generated == asked  # not one answer again
     run(metric, model, mixing_sae(), tmp_path, context)
     assert len(context.built) == built + 2
+
+
+def test_what_a_model_knows_is_asked_once_for_all_its_sites(tmp_path):
+    model, metric = PlantedModel(), metric_of(tmp_path)
+    contexts = [FakeContext(tmp_path / "store", model, site) for site in ("s", "t")]
+    for context in contexts:
+        metric.prepare(context)
+    kinds = [[next(iter(config)) for config in context.built] for context in contexts]
+    assert kinds == [["known prompts"] * 2 + ["references"] * 2, ["references"] * 2]
 
 
 def prompts_of(*rows):
@@ -206,19 +216,30 @@ def dense_identity():
 def test_files_and_attributes(tmp_path):
     source = write_ravel(tmp_path / "ravel")
     assert list(ENTITIES(source).read().values) == ["Country", "Language"]
-    assert list(ENTITIES({**source, "attributes": ["Language"]}).read().values) == ["Language"]
+    assert list(ENTITIES({**source, "attributes": ["Language", "Country"]}).read().values) == ["Language", "Country"]
+    with pytest.raises(ValidationError, match="at least 2"):
+        ENTITIES({**source, "attributes": ["Language"]})  # nothing could stay
     assert len(ENTITIES(source).fingerprint()["sha256"]) == 2
     assert ENTITIES({**source, "path": "hf://datasets/a/b"}).fingerprint() == {}
+    wrong = {**source, "attributes": ["Country", "Langage"]}
     with pytest.raises(InputError, match="no attribute 'Langage'; did you mean"):
-        ENTITIES({**source, "attributes": ["Langage"]}).read()
+        Ravel(RavelConfig(entities=(wrong,))).fingerprint()  # when a registry is read
     (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text('{"Country": ["no place"]}')
     with pytest.raises(InputError, match="'no place' must have one %s"):
         ENTITIES(source).read()
     (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text("{")
-    with pytest.raises(InputError, match=r"ravel_city_attribute_to_prompts\.json: not JSON"):
+    with pytest.raises(InputError, match=r"ravel_city_attribute_to_prompts\.json: Invalid JSON"):
+        ENTITIES(source).read()
+    (tmp_path / "ravel" / "ravel_city_attribute_to_prompts.json").write_text('{"Country": [3]}')
+    with pytest.raises(InputError, match=r"prompts\.json: at Country\.0: Input should be a valid string"):
+        ENTITIES(source).read()
+    (tmp_path / "ravel" / "ravel_city_entity_attributes.json").write_text('{"Paris": "France"}')
+    with pytest.raises(InputError, match=r"attributes\.json: at Paris: Input should be an object"):
         ENTITIES(source).read()
     with pytest.raises(ValidationError, match="gate"):
         RavelConfig(gate=2)
+    with pytest.raises(ValidationError, match="leave 6 test pairs of each kind; 10 are the least: give 34 pairs"):
+        RavelConfig(pairs=20)
 
 
 def test_the_published_files_are_read():
@@ -270,7 +291,7 @@ def test_the_largest_cities_of_geonames(tmp_path):
     assert found.values["Country"] == {"Houston": "United States", "Paris": "France", "Base": "Antarctica"}
     assert found.values["Language"] == {"Houston": "English", "Paris": "French"}
     assert found.values["Continent"] == {"Houston": "North America", "Paris": "Europe"}
-    assert "Timezone" in ENTITIES({**source, "attributes": ["Timezone"]}).read().values
+    assert "Timezone" in ENTITIES({**source, "attributes": ["Timezone", "Country"]}).read().values
     assert all(template.count("%s") == 1 for templates in found.templates.values() for template in templates)
 
 

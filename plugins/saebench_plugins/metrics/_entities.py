@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import Field, PositiveInt
+from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError
 
 from saebench_core import InputError, Json, Model, locate, nearest
 from saebench_plugins.metrics._city_words import CONTINENTS, LANGUAGES, TEMPLATES
@@ -21,6 +20,23 @@ _DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = {
     "city": ("Country", "Continent", "Language"),
     "nobel_prize_winner": ("Country of Birth", "Field", "Gender"),
 }
+
+
+_T = TypeVar("_T")
+
+
+class _Country(BaseModel):
+    name: str
+    continentcode: str
+    languages: str
+
+
+class _City(BaseModel):
+    name: str
+    geonameid: int
+    population: int
+    countrycode: str
+    timezone: str
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,11 @@ class EntitySet:
 
 
 class _Source(Model):
-    attributes: tuple[str, ...] | None = Field(None, min_length=1, description="Attributes; by default the usual ones.")
+    attributes: tuple[str, ...] | None = Field(
+        None,
+        min_length=2,
+        description="Attributes, two or more: one is changed, others stay. By default the usual ones.",
+    )
 
     @abstractmethod
     def read(self) -> EntitySet:
@@ -73,7 +93,9 @@ class RavelFiles(_Source):
 
     def read(self) -> EntitySet:
         """Return what the two files say."""
-        entities, templates = (_parsed(path) for path in self._paths())
+        first, second = self._paths()
+        entities = _parsed(first, TypeAdapter(dict[str, dict[str, Any]]))
+        templates = _parsed(second, TypeAdapter(dict[str, list[str]]))
         chosen = self._chosen(list(templates), _DEFAULTS.get(self.kind, ()))
         values = {
             name: {entity: str(known[name]) for entity, known in entities.items() if known.get(name)} for name in chosen
@@ -89,9 +111,10 @@ class RavelFiles(_Source):
         return first, second
 
     def fingerprint(self) -> dict[str, Json]:
-        """Return the sha256 of both files; nothing for a hub's, which the path names."""
+        """Return the sha256 of both files; nothing for a hub's, which the path names and which is not read."""
         if self.path.startswith(_HUB):
             return {}
+        self.read()  # what is wrong with it shows when a registry is read
         return {"sha256": [_digest(_text_of(path)) for path in self._paths()]}
 
 
@@ -104,23 +127,26 @@ class GeonamesCities(_Source):
 
     def read(self) -> EntitySet:
         """Return country, continent, language and time zone of the cities."""
-        countries, cities = _parsed(f"{self.path}/countries.json"), _parsed(f"{self.path}/cities15000.json").values()
+        countries = _parsed(f"{self.path}/countries.json", TypeAdapter(dict[str, _Country]))
+        cities = _parsed(f"{self.path}/cities15000.json", TypeAdapter(dict[str, _City])).values()
         values: dict[str, dict[str, str]] = {name: {} for name in TEMPLATES}
         known: set[str] = set()
-        for city in sorted(cities, key=lambda city: (-city["population"], city["geonameid"])):
-            if city["name"] in known:
+        for city in sorted(cities, key=lambda city: (-city.population, city.geonameid)):
+            if city.name in known:
                 continue
-            known.add(city["name"])
-            country = countries[city["countrycode"]]
+            known.add(city.name)
+            country = countries.get(city.countrycode)
+            if country is None:
+                raise InputError(f"{self.path}: {city.name} is in {city.countrycode}, which countries.json lacks")
             found = {
-                "Country": country["name"],
-                "Continent": CONTINENTS.get(country["continentcode"], ""),
-                "Language": LANGUAGES.get(country["languages"].split(",")[0].split("-")[0], ""),
-                "Timezone": city["timezone"],
+                "Country": country.name,
+                "Continent": CONTINENTS.get(country.continentcode, ""),
+                "Language": LANGUAGES.get(country.languages.split(",")[0].split("-")[0], ""),
+                "Timezone": city.timezone,
             }
             for name, value in found.items():
                 if value:
-                    values[name][city["name"]] = value
+                    values[name][city.name] = value
             if len(known) == self.cities:
                 break
         chosen = self._chosen(list(TEMPLATES), ("Country", "Continent", "Language"))
@@ -128,6 +154,7 @@ class GeonamesCities(_Source):
 
     def fingerprint(self) -> dict[str, Json]:
         """Return the sha256 of the files."""
+        self.read()
         names = ("countries.json", "cities15000.json")
         return {"sha256": [_digest(_text_of(f"{self.path}/{name}")) for name in names]}
 
@@ -136,14 +163,13 @@ EntitySource = Annotated[RavelFiles | GeonamesCities, Field(discriminator="type"
 """Where entities come from; ``type`` says which."""
 
 
-def _parsed(path: str) -> Any:
+def _parsed(path: str, shape: TypeAdapter[_T]) -> _T:
     try:
-        found = json.loads(_text_of(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return found
+        return shape.validate_json(_text_of(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InputError(f"{path}: {f'at {place}: ' if place else ''}{first['msg']}") from error
 
 
 def _text_of(path: str) -> str:

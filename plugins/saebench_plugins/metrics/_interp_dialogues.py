@@ -10,7 +10,7 @@ from typing import Final
 
 from torch import Tensor
 
-from saebench_plugins.metrics._windows import Window
+from saebench_plugins.metrics._windows import Window, carried
 
 __all__ = ["DETECTION", "FUZZING", "PAPER", "SAEBENCH", "Dialogue"]
 
@@ -48,7 +48,7 @@ class Dialogue:
 def marked(pieces: Sequence[str], chosen: Tensor) -> str:
     """Return a text with what is chosen between << and >>, neighbours together, without breaks of lines."""
     found, inside = "", False
-    for piece, here in zip(pieces, chosen.tolist(), strict=True):
+    for piece, here in zip(*carried(pieces, chosen.tolist()), strict=True):
         if here != inside:
             inside = not inside
             lead = len(piece) - len(piece.lstrip(" ")) if inside else 0
@@ -94,7 +94,7 @@ def _with_codes(pieces: Sequence[str], window: Window, top: float) -> str:
     """Mark the larger codes, and list all in tenths of the largest of all windows."""
     codes = [
         f"({json.dumps(piece, ensure_ascii=False)}, {round(10 * value / top)})"
-        for piece, value in zip(pieces, window.values.tolist(), strict=True)
+        for piece, value in zip(*carried(pieces, window.values.tolist()), strict=True)
         if value > 0
     ]
     return f"{marked(pieces, window.values > BRIGHT * window.peak)}\n   {', '.join(codes)}"

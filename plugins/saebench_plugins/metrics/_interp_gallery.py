@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from saebench_core import Card, Column, Excerpt, Gallery, Observed, named_generator
+from saebench_plugins.metrics._windows import carried
 
 __all__ = ["drawn_latents", "galleries"]
 
@@ -67,7 +68,7 @@ def _drawn(cell: Observed, count: int, seed: int, use: str) -> list[dict[str, An
 
 
 def _card(row: Mapping[str, Any], how: str) -> Card:
-    contexts = json.loads(row["contexts"])
+    contexts = [carried(*context) for context in json.loads(row["contexts"])]
     top = max((max(values) for _, values in contexts), default=0.0)
     excerpts = tuple(
         Excerpt(tuple(pieces), tuple(max(0.0, value) / top if top > 0 else 0.0 for value in values))

@@ -34,6 +34,11 @@ class Protocol(Model, ABC):
 
     @property
     @abstractmethod
+    def judged(self) -> int:
+        """Windows of a latent that are tested."""
+
+    @property
+    @abstractmethod
     def chance(self) -> float:
         """Accuracy of the best answer that is the same for every window."""
 
@@ -69,6 +74,11 @@ class PaperProtocol(Protocol):
         return self.width
 
     @property
+    def judged(self) -> int:
+        """As many active as silent ones."""
+        return self.tested
+
+    @property
     def chance(self) -> float:
         """Half of the windows are active."""
         return 0.5
@@ -101,6 +111,11 @@ class DelphiProtocol(Protocol):
     def span(self) -> int:
         """A window."""
         return self.width
+
+    @property
+    def judged(self) -> int:
+        """As many active as silent ones."""
+        return self.tested
 
     @property
     def chance(self) -> float:
@@ -155,10 +170,18 @@ class SaebenchProtocol(Protocol):
         return 1
 
     @property
+    def judged(self) -> int:
+        """Those held back, and silent ones."""
+        return self._active + self.silent
+
+    @property
+    def _active(self) -> int:
+        return self.held * (1 + (self.weighted > 0))
+
+    @property
     def chance(self) -> float:
         """Most windows are silent: who says so of all is right of those."""
-        active = self.held * (1 + (self.weighted > 0))
-        return max(active, self.silent) / (active + self.silent)
+        return max(self._active, self.silent) / self.judged
 
     @property
     def needs_llm(self) -> bool:

@@ -88,7 +88,7 @@ class Pair:
 def known_prompts(context: MetricContext, model: EditableModel, asked: Asked, entities: EntitySet) -> list[Prompt]:
     """Return the prompts that the model answers rightly, of the entities about which it knows most.
 
-    What it answers is kept by attribute, so that a run that was ended goes on after the last one.
+    What it answers is kept by attribute for all sites, so that a run that was ended goes on after the last one.
     """
     found: list[Prompt] = []
     for attribute in entities.values:
@@ -99,7 +99,7 @@ def known_prompts(context: MetricContext, model: EditableModel, asked: Asked, en
             (folder / _FILE).write_text(json.dumps([asdict(prompt) for prompt in right]), encoding="utf-8")
 
         digest = sha256(json.dumps([asdict(one) for one in questions]).encode()).hexdigest()
-        folder = context.product({"known prompts": digest, "words": asked.words}, build)
+        folder = context.backbone_product({"known prompts": digest, "words": asked.words}, build)
         found += [Prompt(**fields) for fields in json.loads((folder / _FILE).read_text(encoding="utf-8"))]
     counts = Counter(prompt.entity for prompt in found)
     kept = set(sorted(counts, key=lambda entity: (-counts[entity], entity))[: asked.kept])

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from saebench_core import InputError, Json, MissingPackageError, Model
 
 __all__ = ["Ask", "LlmClient", "LlmServer", "Message", "Reply"]
 
 OPENAI: Final = "https://api.openai.com/v1"
+_NAME: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
+_THOUGHT: Final = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
 
 Message = Mapping[str, str]
 """``role`` and ``content``."""
@@ -27,7 +40,9 @@ class LlmServer(Model):
     base_url: str = Field(OPENAI, description="Address of a server that speaks OpenAI's protocol.")
     model: str = Field("gpt-4o-mini", description="Name of the model there.")
     api_key_env: str | None = Field(
-        None, description="Environment variable with the key; by default OPENAI_API_KEY for OpenAI, none for others."
+        None,
+        description="Environment variable with the key, in capitals; by default OPENAI_API_KEY for OpenAI, none for "
+        "others.",
     )
     timeout: PositiveFloat = Field(60.0, description="Seconds that an answer may take.")
     max_retries: int = Field(5, ge=0, description="Further tries after errors 429 and 5xx and broken connections.")
@@ -38,7 +53,36 @@ class LlmServer(Model):
     price_input: NonNegativeFloat = Field(0.0, description="Dollars for a million tokens read; prices change.")
     price_output: NonNegativeFloat = Field(0.0, description="Dollars for a million tokens written.")
     replay_only: bool = Field(False, description="Ask nothing: only answers that are stored are used.")
-    temperature: NonNegativeFloat = Field(0.0, description="Sampling temperature.")
+    temperature: NonNegativeFloat | None = Field(
+        0.0, description="Sampling temperature; null: none is sent, for models that take none."
+    )
+    room_to_think: NonNegativeInt = Field(
+        0, description="Tokens that an answer may have beside its own, for models that think before they answer."
+    )
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the server calls the limit of an answer's tokens."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an address that begins with http:// or https://")
+        if parts.username or parts.password or parts.query:
+            raise PydanticCustomError(
+                "secret", "must have no user, password or query, for it is stored: name a key by `api_key_env`"
+            )
+        return value.rstrip("/")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_name(cls, value: str | None) -> str | None:
+        if value is not None and not _NAME.fullmatch(value):
+            raise PydanticCustomError(
+                "secret", "must be the name of an environment variable, in capitals, and not the key itself"
+            )
+        return value
 
     @model_validator(mode="after")
     def _priced(self) -> LlmServer:
@@ -52,8 +96,15 @@ class LlmServer(Model):
         return self.api_key_env or ("OPENAI_API_KEY" if self.base_url == OPENAI else None)
 
     def identity(self) -> dict[str, Json]:
-        """Return what answers depend on: neither limits nor keys."""
-        return {"base_url": self.base_url, "model": self.model, "temperature": self.temperature}
+        """Return what answers depend on: neither limits of a run nor keys."""
+        found: dict[str, Json] = {"base_url": self.base_url, "model": self.model, "temperature": self.temperature}
+        return {**found, "room_to_think": self.room_to_think}  # an answer that was cut may be whole with more
+
+    def request(self, messages: Sequence[Message], max_tokens: int) -> dict[str, Any]:
+        """Return what is sent for an answer of so many tokens."""
+        sent: dict[str, Any] = {"model": self.model, "messages": [dict(message) for message in messages]}
+        sent[self.limit_name] = max_tokens + self.room_to_think
+        return sent if self.temperature is None else {**sent, "temperature": self.temperature}
 
 
 class Reply(NamedTuple):
@@ -115,22 +166,15 @@ class LlmClient:
         client = self._client()
         import openai
 
-        listed: Any = [dict(message) for message in messages]
         try:
-            raw: Any = client.chat.completions.with_raw_response.create(
-                model=self.server.model, messages=listed, max_tokens=max_tokens, temperature=self.server.temperature
-            )
-            answer = raw.parse()
-            choice, usage = answer.choices[0], answer.usage
+            raw: Any = client.chat.completions.with_raw_response.create(**self.server.request(messages, max_tokens))
+            reply = _read(raw)
         except openai.OpenAIError as error:
             raise InputError(self._failed(f"{type(error).__name__}: {error}")) from error
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise InputError(self._failed("what came is no chat completion; is the base_url right?")) from error
-        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-        self._count(tokens)
-        refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
-        cut = choice.finish_reason == "length"
-        return Reply(choice.message.content or "", refused, int(raw.retries_taken), tokens, cut)
+        self._count(reply)
+        return reply
 
     def _failed(self, why: str) -> str:
         """Say that there is no answer; a key that a server echoes is not repeated."""
@@ -181,10 +225,37 @@ class LlmClient:
         if pause:
             time.sleep(pause)
 
-    def _count(self, tokens: tuple[int, int]) -> None:
-        prices = (self.server.price_input, self.server.price_output)
-        with self._spent.lock:
-            self._spent.usd += sum(count * price for count, price in zip(tokens, prices, strict=True)) / 1e6
+    def _count(self, reply: Reply) -> None:
+        """Count what an answer took, further tries as well."""
+        server, spent = self.server, self._spent
+        if server.budget_usd is not None and reply.tokens == (0, 0):
+            raise InputError(
+                f"the server at {server.base_url} does not say how many tokens an answer took, so that budget_usd "
+                "cannot be kept; give max_requests in its place"
+            )
+        prices = (server.price_input, server.price_output)
+        with spent.lock:
+            spent.usd += sum(count * price for count, price in zip(reply.tokens, prices, strict=True)) / 1e6
+            spent.requests += reply.retries
+            if server.requests_per_minute is not None:
+                spent.next_at += reply.retries * 60 / server.requests_per_minute
+
+
+def _read(raw: Any) -> Reply:
+    """Return the answer in a response; what a model thought before it is left out.
+
+    Raises:
+        AttributeError, IndexError, TypeError, ValueError: if it is no chat completion.
+    """
+    answer = raw.parse()
+    choice, usage = answer.choices[0], answer.usage
+    text = choice.message.content
+    if text is not None and not isinstance(text, str):
+        raise TypeError("the content is no text")
+    tokens = (int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)) if usage else (0, 0)
+    refused = bool(getattr(choice.message, "refusal", None)) or choice.finish_reason == "content_filter"
+    spoken = _THOUGHT.sub("", text or "")
+    return Reply(spoken, refused, int(raw.retries_taken), tokens, choice.finish_reason == "length")
 
 
 def _stopped(limit: str) -> str:

@@ -43,7 +43,7 @@ class LlmJudge(Judge):
         tally: Counter[str] = Counter()
         messages = [_system(self.dialogue.explain), _user(excerpts)]
         reply = self._asked(messages, self.dialogue.phrase_tokens, tally)
-        tally["refused"] += reply.refused or not reply.text.strip()
+        tally["undescribed"] += reply.refused or not reply.text.strip()
         return Description(self.dialogue.phrase(reply.text), None, dict(tally))
 
     def marks(self, description: Description, windows: Sequence[Window]) -> tuple[list[Mark], Mapping[str, float]]:
@@ -83,6 +83,7 @@ class LlmJudge(Judge):
         reply = self.ask(messages, max_tokens)
         tally["requests"] += 1
         tally["retries"] += reply.retries
+        tally["cut"] += reply.cut
         tally["tokens_read"] += reply.tokens[0]
         tally["tokens_written"] += reply.tokens[1]
         return reply

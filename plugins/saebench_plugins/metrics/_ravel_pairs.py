@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
 from saebench_core import EditableModel, Json, MetricConfig, MetricContext, Prepared
 from saebench_plugins.metrics._entities import EntitySet, EntitySource
-from saebench_plugins.metrics._entity_swaps import Stage, record_states
+from saebench_plugins.metrics._entity_swaps import Outcome, Stage, record_states
 from saebench_plugins.metrics._known_prompts import MAX_TOKENS, Asked, Pair, Prompt, draw_pairs, known_prompts
 from saebench_plugins.metrics._swap_masks import Basis, Fitting, Neurons, Rotation
 
@@ -21,6 +25,7 @@ __all__ = ["REFERENCES", "Attribute", "RavelConfig", "attributes_of", "fitting",
 
 _FEWEST: Final = 10
 """Pairs of each kind that an attribute needs for its test."""
+_FILE: Final = "row.json"
 REFERENCES: Final = {
     "full_swap": "the whole activation swapped",
     "neurons": "a mask over the activations' own coordinates (MDBM)",
@@ -53,6 +58,16 @@ class RavelConfig(MetricConfig):
         0.5, ge=0, le=1, description="Cause that swapping the whole activation must reach, or the site says nothing."
     )
     seed: int = Field(42, description="Seed of entities, pairs and their order.")
+
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> Self:
+        left = (1 - self.train_share) * self.pairs
+        if left < _FEWEST:
+            raise ValueError(
+                f"pairs {self.pairs} and train_share {self.train_share:g} leave {left:.0f} test pairs of each kind; "
+                f"{_FEWEST} are the least: give {math.ceil(_FEWEST / (1 - self.train_share))} pairs or more"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -130,25 +145,41 @@ def attributes_of(
 
 
 def _references(config: RavelConfig, attributes: Sequence[Attribute], context: MetricContext) -> list[dict[str, Any]]:
-    """Return the outcomes without any SAE; of masks only where swapping everything does something."""
+    """Return the outcomes without any SAE, of each attribute measured once; `_measured` says which."""
     found = []
     for number, attribute in enumerate(attributes):
-        stage, test = attribute.stage, attribute.test
-        width = stage.recorded["states"].shape[1]
-        neurons, rotation = Neurons(width, context.device), Rotation(width, context.device)
-        row: dict[str, Any] = {"kind": attribute.kind, "attribute": attribute.name}
-        row["no_op"] = stage.untouched(test)
-        (row["full_swap"],) = stage.outcomes(test, neurons, [torch.ones(width, device=context.device)])
-        masks: dict[str, tuple[Basis, int]] = {
-            "neurons": (neurons, config.epochs),
-            "rotation": (rotation, config.rotation_epochs),
+
+        def build(folder: Path, attribute: Attribute = attribute) -> None:
+            (folder / _FILE).write_text(json.dumps(_measured(config, attribute, context)), encoding="utf-8")
+
+        pairs = [asdict(pair) for pair in (*attribute.train, *attribute.test)]
+        asked = json.dumps([[asdict(prompt) for prompt in attribute.stage.prompts], pairs])
+        key: dict[str, Json] = {
+            "references": sha256(asked.encode()).hexdigest(),
+            "config": config.model_dump(mode="json", exclude={"name", "only", "entities"}),
         }
-        for name, (basis, epochs) in masks.items() if row["full_swap"].cause >= config.gate else ():
-            label = f"{attribute.kind}, {attribute.name}, {name}"
-            mask = stage.fit(basis, attribute.train, fitting(config, epochs), label)
-            (row[name],) = stage.outcomes(test, basis, [hard(mask)])
-        found.append(row)
+        row = json.loads((context.product(key, build) / _FILE).read_text(encoding="utf-8"))
+        outcomes = {name: Outcome(*parts) for name, parts in row.items()}
+        found.append({"kind": attribute.kind, "attribute": attribute.name, **outcomes})
         context.progress("ravel: references", number + 1, len(attributes))
+    return found
+
+
+def _measured(config: RavelConfig, attribute: Attribute, context: MetricContext) -> dict[str, Outcome]:
+    """Return the outcomes of nothing and of everything swapped; of masks only where the latter does something."""
+    stage, test = attribute.stage, attribute.test
+    width = stage.recorded["states"].shape[1]
+    neurons, rotation = Neurons(width, context.device), Rotation(width, context.device)
+    (full_swap,) = stage.outcomes(test, neurons, [torch.ones(width, device=context.device)])
+    found = {"no_op": stage.untouched(test), "full_swap": full_swap}
+    masks: dict[str, tuple[Basis, int]] = {
+        "neurons": (neurons, config.epochs),
+        "rotation": (rotation, config.rotation_epochs),
+    }
+    for name, (basis, epochs) in masks.items() if full_swap.cause >= config.gate else ():
+        label = f"{attribute.kind}, {attribute.name}, {name}"
+        mask = stage.fit(basis, attribute.train, fitting(config, epochs), label)
+        (found[name],) = stage.outcomes(test, basis, [hard(mask)])
     return found
 
 
@@ -179,10 +210,16 @@ def _bounds(references: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], 
     return floors, ceilings
 
 
-def why_not(references: Sequence[Mapping[str, Any]], gate: float) -> str:
+def why_not(facts: Mapping[str, Any], gate: float) -> str:
     """Say why no attribute can be edited at a site, with the figures."""
+    references = facts["references"]
     if not references:
-        return "the model knows too few answers to make pairs of"
+        pairs = ", ".join(
+            f"{attribute} {len(listed)} ({sum(pair['kind'] == 'cause' for pair in listed)} of cause)"
+            for kind in facts["kinds"]
+            for attribute, listed in kind["pairs"].items()
+        )
+        return f"the model knows too few answers to make pairs of; there are of {pairs}"
     figures = ", ".join(f"{row['attribute']} {row['full_swap'][0]:.2f}" for row in references)
     return (
         f"swapping the whole activation at the entity's last token changes too few answers (below {gate:g}): {figures}"

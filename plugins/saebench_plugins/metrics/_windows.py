@@ -14,7 +14,7 @@ from saebench_core import LanguageModel, MetricContext, ReadableModel, SparseAut
 from saebench_plugins.metrics._pooled import store_rows
 from saebench_plugins.metrics._text_encoder import Embed
 
-__all__ = ["Firing", "Recorded", "Window", "embed_windows", "firing_of", "record", "window_counts"]
+__all__ = ["Firing", "Recorded", "Window", "carried", "embed_windows", "firing_of", "record", "window_counts"]
 
 _SEQUENCES: Final = 16
 _WINDOWS: Final = 256
@@ -187,3 +187,16 @@ def _entries(sae: SparseAutoencoder, recorded: Recorded, width: int) -> Iterator
         kept: Bool[Tensor, " entries"] = (own >= 0) & (values > 0)
         position = (recorded.places[part] % length % width)[rows]
         yield own[kept], cols[kept], position[kept], values[kept]
+
+
+def carried(pieces: Sequence[str], values: Sequence[float]) -> tuple[list[str], list[float]]:
+    """Leave out pieces without text; what they have goes to the next one, where the character that they begin ends."""
+    found: tuple[list[str], list[float]] = ([], [])
+    waiting = 0.0
+    for piece, value in zip(pieces, values, strict=True):
+        waiting = max(waiting, value)
+        if piece:
+            found[0].append(piece)
+            found[1].append(waiting)
+            waiting = 0.0
+    return found

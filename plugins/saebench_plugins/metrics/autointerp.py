@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,16 +43,14 @@ from saebench_plugins.metrics._interp_config import AutointerpConfig, EmbeddingC
 from saebench_plugins.metrics._interp_gallery import drawn_latents, galleries
 from saebench_plugins.metrics._interp_judges import Judge
 from saebench_plugins.metrics._interp_samples import Sample, draw_latents
+from saebench_plugins.metrics._interp_scores import COUNTS, Drawn, infos, means
 from saebench_plugins.metrics._llm_client import LlmClient, Message, Reply
 from saebench_plugins.metrics._text_encoder import Embed, encoder_digest
 from saebench_plugins.metrics._windows import Recorded, Window, embed_windows, firing_of, record, window_counts
 
 __all__ = ["Autointerp"]
 
-_SOURCE: Final = "paper section 4.4; Bills et al. 2023; Paulo et al. 2024"
-_GOOD: Final = 0.7
 _CONTEXTS: Final = 5
-_COUNTS: Final = ("requests", "retries", "repaired", "refused", "unparsed", "tokens_read", "tokens_written")
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -61,7 +59,7 @@ _R = TypeVar("_R")
 class Autointerp(Metric):
     """Describes latents drawn at random, and tests the descriptions on windows that they were not made from."""
 
-    version = 2
+    version = 3
 
     def __init__(self, config: AutointerpConfig) -> None:
         self.config = config
@@ -73,31 +71,7 @@ class Autointerp(Metric):
 
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores; those of a proxy begin with its name."""
-        of = "share of tested windows of which it is said rightly whether the latent fires, mean over latents"
-        found = {
-            "accuracy": self._info("higher", of if self._asks else f"{of}; a proxy, no language model", headline=True),
-            "above_0.7": self._info("higher", "share of latents with a balanced accuracy above 0.7"),
-            "yield": self._info(
-                "higher", "share of all latents that fire and can be tested, times the share of them above 0.7"
-            ),
-            "accuracy_shuffled": self._info("none", f"{of}, by the description of another latent"),
-        }
-        if not self._asks:
-            found["auroc"] = self._info("higher", "area under the ROC curve of the windows' scores, mean over latents")
-        if self.config.protocol.type != "paper":  # where half is active and half is not it is the accuracy
-            found["balanced_accuracy"] = self._info("higher", "(true positive rate + true negative rate) / 2, mean")
-            found["f1"] = self._info("higher", "2 true positives / (2 true positives + false ones of both kinds), mean")
-        names = {f"{self._prefix}{name}": info for name, info in found.items()}
-        names["alive"] = self._info("none", "share of latents that fire often enough to be asked about")
-        if self._asks:
-            for name in _COUNTS:
-                names[name] = ScoreInfo(
-                    "none", "1", 0.0, None, "encoder", f"{name.replace('_', ' ')}, counted", _SOURCE
-                )
-        return names
-
-    def _info(self, direction: Literal["higher", "none"], formula: str, headline: bool = False) -> ScoreInfo:
-        return ScoreInfo(direction, "share", 0.0, 1.0, "encoder", formula, _SOURCE, headline=headline)
+        return infos(self.config, self._prefix)
 
     def applicable(self, backbone: Backbone) -> NotApplicable | None:
         """Ask for a language model whose tokens can be read as words."""
@@ -111,8 +85,12 @@ class Autointerp(Metric):
         return {"encoder": encoder_digest(judge.encoder)} if isinstance(judge, EmbeddingConfig) else {}
 
     def work(self, description: BackboneDescription) -> Work:
-        """Count tokens, which an SAE encodes twice; what a language model takes to answer is not known."""
-        return Work(prepared=self.config.tokens, encoded=2 * self.config.tokens)
+        """Count tokens, which an SAE encodes twice, and questions; how long answers take is not known."""
+        protocol, asked = self.config.protocol, 0
+        if self._asks:
+            tests = math.ceil(protocol.judged / protocol.dialogue.per_call) * (1 + self.config.shuffled)
+            asked = protocol.latents * (1 + tests)
+        return Work(prepared=self.config.tokens, encoded=2 * self.config.tokens, asked=asked)
 
     def stored_bytes(self, description: BackboneDescription, site: str) -> int:
         """Count every token's activation in fp32."""
@@ -121,9 +99,18 @@ class Autointerp(Metric):
     def prepare(self, context: MetricContext) -> Prepared:
         """Record tokens and activations, once for all entries that look at as many of the same; embed texts."""
         if self._client is not None:
-            self._client.check()  # here, before hours of training, and not when the first latent is described
-        self._judge(context, self._recorded(context))
-        floors = {"accuracy": self.config.protocol.chance} | ({} if self._asks else {"auroc": 0.5})
+            self._client.check()  # before hours of training
+        recorded = self._recorded(context)
+        span, length = self.config.protocol.span, recorded.ids.shape[1]
+        if length < span:
+            raise InputError(
+                f"windows have {span} tokens, but the backbone's sequences {length}: "
+                "give the protocol shorter windows, or the backbone a longer `context`"
+            )
+        self._judge(context, recorded)
+        # a description that says nothing calls all windows alike
+        floors = {"accuracy": self.config.protocol.chance, "yield": 0.0, "above_0.7": 0.0}
+        floors |= {} if self._asks else {"auroc": 0.5}
         if self.config.protocol.type != "paper":
             floors["balanced_accuracy"] = 0.5
         return Prepared({}, {}, {f"{self._prefix}{name}": floor for name, floor in floors.items()}, {})
@@ -159,7 +146,7 @@ class Autointerp(Metric):
         for row, sample in zip(rows, samples, strict=True):
             row["places"] = int(counts[sample.latent])
         return Scored(
-            self._means(rows, alive * len(samples) / len(drawn), alive, len(counts)),
+            means(self.config, self._prefix, rows, Drawn(alive * len(samples) / len(drawn), alive, len(counts))),
             {name: [row[name] for row in rows] for name in rows[0]},
         )
 
@@ -195,7 +182,7 @@ class Autointerp(Metric):
                 marks, tally = judge.marks(described[others[number]], sample.tested)
                 row["shuffled"] = answered(marks, sample.active)["accuracy"]
                 tallies += Counter(tally)
-            return row | {name: float(tallies[name]) for name in _COUNTS}
+            return row | {name: float(tallies[name]) for name in COUNTS}
 
         return self._each(range(len(samples)), tested, context, "tests")
 
@@ -236,28 +223,6 @@ class Autointerp(Metric):
             return load_file(context.product(key, build) / "embedded.safetensors")["windows"]
 
         return judge_of(self.config, _model(context), context.device, kept, embedded)
-
-    def _means(
-        self, rows: Sequence[Mapping[str, Any]], testable: float, alive: float, d_sae: int
-    ) -> dict[str, Score | NotApplicable]:
-        n, good = len(rows), fmean(row["balanced_accuracy"] > _GOOD for row in rows)
-        shuffled = [row["shuffled"] for row in rows if row["shuffled"] is not None]
-        own: dict[str, Score | NotApplicable] = {
-            "accuracy": Score(fmean(row["accuracy"] for row in rows), n),
-            "above_0.7": Score(good, n),
-            "yield": Score(testable * good, d_sae),
-            "accuracy_shuffled": Score(fmean(shuffled), len(shuffled))
-            if shuffled
-            else NotApplicable("no description of another latent was tested"),
-        }
-        means = [] if self._asks else ["auroc"]
-        means += [] if self.config.protocol.type == "paper" else ["balanced_accuracy", "f1"]
-        own |= {name: Score(fmean(row[name] for row in rows), n) for name in means}
-        scores = {f"{self._prefix}{name}": value for name, value in own.items()}
-        scores["alive"] = Score(alive, d_sae)
-        if self._asks:
-            scores |= {name: Score(sum(row[name] for row in rows), n) for name in _COUNTS}
-        return scores
 
 
 def _model(context: MetricContext) -> ReadableModel:

@@ -52,6 +52,11 @@ class LossRecoveredConfig(MetricConfig):
     type: Literal["loss_recovered"] = "loss_recovered"
     sequences: PositiveInt = Field(32, description="Evaluation sequences of a language model.")
     tokens: int = Field(128, ge=2, description="Tokens of each sequence, counted from its start.")
+    replaced: Literal["kept", "all"] = Field(
+        "kept",
+        description="Tokens of a language model whose activations are replaced. kept: those that are rows. all: BOS "
+        "and the first ones too; losses are those of the kept ones all the same.",
+    )
     images: PositiveInt = Field(512, description="Evaluation images of a vision model.")
 
 
@@ -229,6 +234,9 @@ class LossRecovered(Metric):
         self, context: MetricContext, model: LanguageModel, patch: Patch, recorded: Tensor | None
     ) -> Iterator[_Losses]:
         for start, tokens in self._tokens(model):
+            used = tokens.kept[:, :-1] & tokens.attention[:, 1:]  # the last position has no next token
+            if self.config.replaced == "all":
+                tokens = tokens._replace(kept=tokens.attention)
             if recorded is not None and isinstance(model, EditableModel):
                 states = recorded[start : start + len(tokens.ids), : tokens.ids.shape[1]].to(context.device)
                 clean = model.logits_from(tokens, context.site, states)
@@ -238,7 +246,6 @@ class LossRecovered(Metric):
             else:
                 clean = model.logits(tokens, context.site, None)
                 patched = clean if patch is _keep else model.logits(tokens, context.site, patch)
-            used = tokens.kept[:, :-1] & tokens.attention[:, 1:]  # the last position has no next token
             yield compare(clean[:, :-1], patched[:, :-1], tokens.ids[:, 1:], used)
             context.progress("loss_recovered", start + len(tokens.ids), self.config.sequences)
 

@@ -61,6 +61,7 @@ class Ravel(Metric):
     def __init__(self, config: RavelConfig) -> None:
         self.config = config
         self._entities = config.entities or (GeonamesCities(),)
+        self._digests: dict[str, Json] | None = None
 
     def scores(self) -> Mapping[str, ScoreInfo]:
         """Name the scores: means over attributes, then over kinds of entities."""
@@ -95,12 +96,14 @@ class Ravel(Metric):
 
     def fingerprint(self) -> Mapping[str, Json]:
         """Return digests of the files."""
-        try:
-            return {str(number): source.fingerprint() for number, source in enumerate(self._entities)}
-        except MissingPackageError:
-            if self.config.entities:
-                raise
-            return {}
+        if self._digests is None:
+            try:
+                self._digests = {str(number): source.fingerprint() for number, source in enumerate(self._entities)}
+            except MissingPackageError:
+                if self.config.entities:
+                    raise
+                return {}
+        return self._digests
 
     def work(self, description: BackboneDescription) -> Work:
         """Count twenty tokens a prompt and those of its answers; what is edited, forth and back."""
@@ -140,7 +143,7 @@ class Ravel(Metric):
             if (attribute.kind, attribute.name) in references
         ]
         if not attributes:
-            return Scored(dict.fromkeys(self.scores(), NotApplicable(why_not(listed, self.config.gate))))
+            return Scored(dict.fromkeys(self.scores(), NotApplicable(why_not(prepared.facts, self.config.gate))))
         identity = _identity(subject.sae)
         rows: list[dict[str, Any]] = []
         for number, attribute in enumerate(attributes):

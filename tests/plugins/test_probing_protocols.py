@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 import zstandard
+from saebench_plugins.metrics import _probing_suites
 from saebench_plugins.metrics._pooled import pool_codes
 from saebench_plugins.metrics._probe_fits import protocol_of
 from saebench_plugins.metrics._probes import Probe, Sizes
@@ -255,3 +256,35 @@ def test_the_papers_suite_has_36_classes(monkeypatch):
     ]
     code = tables[5].rows()
     assert {len(text) for text in code.texts} <= {451, 452, 453}  # a number and 600 characters less 150
+
+
+def test_languages_are_told_apart_in_sayings(monkeypatch, tmp_path):
+    files = [
+        "people",
+        "science",
+        "politics",
+        "work",
+        "men-women",
+        "literature",
+        "de/zitate",
+        "pl/dowcipy",
+        "pl/argante",
+    ]
+    files += ["pl/pratchett", "pl/chuck-norris", "it/italia", "it/zuse", "it/leggi", "it/luttazzi"]
+    files += [f"es/{name}.fortunes" for name in ("sabiduria", "sentimientos", "arte", "vida")]
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        sayings = [
+            f"{file} says {number}: {'a saying that is long enough' if number else 'short'}" for number in range(3)
+        ]
+        (tmp_path / file).write_text("\n%\n".join(sayings))
+    monkeypatch.setattr(_probing_suites, "_FORTUNES", str(tmp_path))
+    (table,) = suite_tables("languages")
+    rows = table.rows()
+    counts = {label: rows.labels.count(label) for label in set(rows.labels)}
+    assert counts == {"english": 12, "german": 2, "polish": 8, "italian": 8, "spanish": 8}
+    assert all(("de/" in text) == (label == "german") for text, label in zip(rows.texts, rows.labels, strict=True))
+    (tmp_path / "it" / "zuse").unlink()
+    (tmp_path / "work").unlink()
+    with pytest.raises(MissingPackageError, match="where work is missing; apt-get install fortunes fortunes-it"):
+        suite_tables("languages")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import TypeAdapter
 
-from saebench_core import TableSource
+from saebench_core import MissingPackageError, TableSource
 
 __all__ = ["Suite", "suite_tables"]
 
@@ -15,6 +16,11 @@ Suite = Literal["paper", "sae_probes", "safety", "languages"]
 
 _WHEEL: Final = "package:sae_probes/data"
 _FORTUNES: Final = "/usr/share/games/fortunes"
+_FORTUNES_PACKAGES: Final[Mapping[str, str]] = {
+    "": "fortunes",
+    **{place: f"fortunes-{place}" for place in ("de", "es", "it", "pl")},
+}
+"""Debian's package for each folder of it."""
 _TABLES: TypeAdapter[tuple[TableSource, ...]] = TypeAdapter(tuple[TableSource, ...])
 
 
@@ -172,6 +178,12 @@ def _languages() -> list[dict[str, Any]]:
         "polish": ["pl/dowcipy", "pl/argante", "pl/pratchett", "pl/chuck-norris"],
         "spanish": ["es/sabiduria.fortunes", "es/sentimientos.fortunes", "es/arte.fortunes", "es/vida.fortunes"],
     }
+    missing = [name for names in files.values() for name in names if not Path(_FORTUNES, name).is_file()]
+    if missing:
+        lacking = sorted({_FORTUNES_PACKAGES[name.rpartition("/")[0]] for name in missing})
+        raise MissingPackageError(
+            f"the suite languages reads {_FORTUNES}, where {missing[0]} is missing; apt-get install {' '.join(lacking)}"
+        )
     return [
         {
             "type": "classes",

@@ -48,7 +48,14 @@ def _card(card: Mapping[str, Any]) -> str:
 
 
 def _marked(excerpt: Mapping[str, Any]) -> str:
-    return "".join(map(_piece, excerpt["pieces"], excerpt["strengths"]))
+    """Mark pieces; a piece without text begins a character that ends in the next one, which has its mark."""
+    found, waiting = "", 0.0
+    for text, strength in zip(excerpt["pieces"], excerpt["strengths"], strict=True):
+        waiting = max(waiting, strength)
+        if text:
+            found += _piece(text, waiting)
+            waiting = 0.0
+    return found
 
 
 def _piece(text: str, strength: float) -> str:

@@ -91,7 +91,7 @@ def test_marks_are_hollow_for_flags_that_tables_mark(studies):
 
 
 def test_latents_are_shown_with_marks_and_nothing_of_a_text_is_taken_as_html(studies):
-    excerpt = Excerpt(("<b>", " cat\n", "s"), (0.0, 1.0, 0.5))
+    excerpt = Excerpt(("<b>", " cat\n", "", "s"), (0.0, 1.0, 0.5, 0.2))  # without text: it begins the next one
     columns = tuple(
         Column(name, (Card(f"latent {name}", "a & b", "accuracy 0.90", (excerpt,) * 9),))
         for name in ("trained", "soft")

@@ -106,7 +106,7 @@ def hub_columns(
 
     Raises:
         MissingPackageError: if ``datasets`` is not installed.
-        InputError: if the dataset cannot be opened, or has no such column.
+        InputError: if the dataset cannot be opened, breaks off, or has no such column.
     """
     try:
         import datasets
@@ -121,8 +121,22 @@ def hub_columns(
         rows = datasets.load_dataset(dataset, config, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"hub_dataset {dataset!r} cannot be opened: {error}") from error
-    for row in rows:
+    for row in _unbroken(rows, f"hub_dataset {dataset!r}"):
         yield tuple(_column(row, name, f"hub_dataset {dataset!r}") for name in columns)
+
+
+def _unbroken(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[Mapping[str, Any]]:
+    """Yield rows, and say in words where a connection breaks."""
+    left, read = iter(rows), 0
+    while True:
+        try:
+            row = next(left)
+        except StopIteration:
+            return
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{where} broke off after {read:,} rows: {error}; run again to go on") from error
+        read += 1
+        yield row
 
 
 def _column(row: Mapping[str, Any], name: str, where: str) -> Any:

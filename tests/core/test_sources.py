@@ -198,6 +198,17 @@ def hub(monkeypatch, splits):
     return calls
 
 
+def test_a_hub_that_breaks_off_says_so(monkeypatch):
+    def load_dataset(name, config, **options):
+        yield {"text": "x"}
+        yield {"text": "y"}
+        raise ConnectionError("the line is dead")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(InputError, match="'a/b' broke off after 2 rows: the line is dead; run again"):
+        list(texts({"type": "hub_dataset", "dataset": "a/b"}).documents())
+
+
 def test_hub_columns_within_columns_files_and_splits_for_tests(monkeypatch):
     rows = [{"translation": {"de": "Haus", "en": "house"}, "a.b": "dot", "kind": 1}]
     calls = hub(monkeypatch, {"train": rows, "test": [{**rows[0], "kind": 0}]})

@@ -14,7 +14,6 @@ from saebench_plugins.metrics.autointerp import Autointerp
 from saebench_core import (
     Backbone,
     BackboneDescription,
-    InputError,
     NotApplicable,
     Observed,
     Score,
@@ -117,9 +116,10 @@ def test_questions_are_counted_before_they_are_asked(protocol, shuffled, asked):
     assert Autointerp(AutointerpConfig()).work(BackboneDescription("language", {"s": 8})).asked == 0
 
 
-def test_windows_longer_than_sequences_are_refused(tmp_path):
-    with pytest.raises(InputError, match="windows have 41 tokens, but the backbone's sequences 40"):
-        run(metric_of(width=41), one_to_one(), tmp_path)
+def test_windows_longer_than_sequences_give_no_score(tmp_path):
+    result, _ = run(metric_of(width=41), one_to_one(), tmp_path)
+    assert set(result.scores) == set(metric_of().scores())
+    assert "windows have 41 tokens, but the backbone's sequences 40" in result.scores["tokens_accuracy"].reason
 
 
 def test_it_needs_tokens_that_can_be_read():

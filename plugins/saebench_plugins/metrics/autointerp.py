@@ -101,13 +101,8 @@ class Autointerp(Metric):
         if self._client is not None:
             self._client.check()  # before hours of training
         recorded = self._recorded(context)
-        span, length = self.config.protocol.span, recorded.ids.shape[1]
-        if length < span:
-            raise InputError(
-                f"windows have {span} tokens, but the backbone's sequences {length}: "
-                "give the protocol shorter windows, or the backbone a longer `context`"
-            )
-        self._judge(context, recorded)
+        if recorded.ids.shape[1] >= self.config.protocol.span:
+            self._judge(context, recorded)
         # a description that says nothing calls all windows alike
         floors = {"accuracy": self.config.protocol.chance, "yield": 0.0, "above_0.7": 0.0}
         floors |= {} if self._asks else {"auroc": 0.5}
@@ -131,6 +126,9 @@ class Autointerp(Metric):
     def score(self, subject: Subject, prepared: Prepared, context: MetricContext) -> Scored:
         """Draw latents and windows, describe, and test; every answer of a language model is kept."""
         recorded, protocol = self._recorded(context), self.config.protocol
+        if (length := recorded.ids.shape[1]) < protocol.span:
+            reason = f"windows have {protocol.span} tokens, but the backbone's sequences {length} at most"
+            return Scored(dict.fromkeys(self.scores(), NotApplicable(reason)))
         counts = window_counts(subject.sae, recorded, protocol.span)
         latents = draw_latents(counts, protocol.latents, protocol.fewest, self.config.seed)
         alive = float((counts >= protocol.fewest).to(torch.float64).mean())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files
@@ -27,12 +26,8 @@ from saebench_core.errors import PluginError
 from saebench_core.plan import Environment, keys
 from saebench_core.store import Store
 from tests.helpers.distributions import Site, architecture
-from tests.helpers.registries import built_in, changed, plan_of, process
+from tests.helpers.registries import TWO_BACKBONES, built_in, changed, kinds, plan_of
 
-TWO_BACKBONES = (
-    "architectures:",
-    "  - {name: wide, type: synthetic, d_in: 12, n_features: 16}\narchitectures:",
-)
 TWO_ARCHITECTURES = ("{type: topk, d_sae: 16}", "{type: topk, d_sae: 16}\n  - {type: batch_topk, d_sae: 16}")
 
 
@@ -118,10 +113,6 @@ def products(plan):
 def new(before, after):
     """How many products of each kind an edit adds."""
     return dict(Counter(kind for kind, _ in products(after) - products(before)))
-
-
-def kinds(plan):
-    return dict(Counter(task.kind for task in plan.tasks))
 
 
 def test_what_is_shared_is_planned_once():
@@ -371,41 +362,6 @@ def test_estimates_add_up():
     assert rows.estimate.seconds == 640 * 0.5
     assert rows.estimate.disk_bytes == 640 * 8 * 4
     assert plan.total([]).seconds == plan.total([]).memory_bytes == 0
-
-
-THOUSAND = changed(
-    TWO_BACKBONES,
-    (
-        "{type: topk, d_sae: 16}",
-        "{type: topk, d_sae: 16}\n  - {type: batch_topk, d_sae: 16}\n"
-        "  - {type: relu, d_sae: 16}\n  - {type: jumprelu, d_sae: 16}",
-    ),
-    ("  - {type: untrained}", "  - {type: untrained}\n  - {type: frozen_encoder}"),
-    ("l0: [3]", "l0: [2, 3, 4, 5, 6]"),
-    ("seeds: [0, 1]", "seeds: [0, 1, 2, 3, 4]"),
-)
-
-
-def test_a_thousand_cells_are_planned_in_a_moment():
-    built_in()
-    began = time.perf_counter()
-    plan = plan_of(THOUSAND)
-    taken = time.perf_counter() - began
-    assert len(plan.cells) == 1000
-    assert kinds(plan) == {"train": 10, "metric": 4, "score": 2000}
-    assert taken < 3, f"{taken:.2f} s"
-
-
-def test_a_thousand_cells_are_planned_by_the_command(tmp_path):
-    (tmp_path / "registry.yaml").write_text(THOUSAND)
-    began = time.perf_counter()
-    ended = process("plan", cwd=tmp_path)
-    taken = time.perf_counter() - began
-    assert ended.code == 0, ended.err
-    assert "tiny: 1000 cells" in ended.out
-    assert "2000 scores" in ended.out
-    assert taken < 60, f"{taken:.2f} s: on a loaded machine too"
-    assert [path.name for path in tmp_path.iterdir()] == ["registry.yaml"]
 
 
 def test_a_loaded_sae_is_measured_on_the_evaluation_rows_of_a_stored_backbone():

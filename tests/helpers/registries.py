@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,11 @@ metrics:
   - {type: reconstruction, rows: 64}
   - {type: feature_recovery}
 """
+TWO_BACKBONES = (
+    "architectures:",
+    "  - {name: wide, type: synthetic, d_in: 12, n_features: 16}\narchitectures:",
+)
+"""What `changed` makes another backbone of."""
 CPU = Environment("cpu", "fp32", "0")
 
 
@@ -64,6 +70,11 @@ def plan_of(
     catalog = catalog or built_in()
     registry = load(text, catalog=catalog)
     return make_plan(registry, catalog, environment, registry.select(only) if only else None)
+
+
+def kinds(plan: Plan) -> dict[str, int]:
+    """Return how many tasks of each kind a plan has."""
+    return dict(Counter(task.kind for task in plan.tasks))
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from saebench_core import TokenBatch
+from saebench_plugins.backbones._hf_forward import same_logits
 
 __all__ = ["Beginnings", "Begun", "last_output"]
 
 _KEPT: Final = 512
 """Beginnings kept, the latest used: as many as there are templates of several kinds of entities."""
-_ROUNDING: Final = 0.05
-"""Share of the largest logit by which a model may differ, in bf16, if it goes on from what it computed before."""
 
 _Ids = tuple[int, ...]
 _Pairs = list[tuple[Tensor, Tensor]]
@@ -155,7 +154,7 @@ class Beginnings:
         output = last_output(self._model, begun)
         found = last_output(self._model, begun.longer(ids[:, 6], output.past_key_values)).logits[:, 0]
         whole = self._model(input_ids=ids).logits[:, -1]
-        if not (found - whole).abs().max() <= _ROUNDING * whole.abs().max():  # nor if one is NaN
+        if not same_logits(found, whole):
             return 0
         return min((layer.sliding_window for layer in layers if layer.is_sliding), default=math.inf)
 

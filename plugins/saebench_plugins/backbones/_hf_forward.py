@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from saebench_core import InputError, Patch, PluginError
 
-__all__ = ["hidden_of", "hooked", "patched", "rows_after", "stopped_after", "with_hidden"]
+__all__ = ["hidden_of", "hooked", "patched", "rows_after", "same_logits", "stopped_after", "with_hidden"]
 
 _AXES: Final = 3
+_ROUNDING: Final = 0.05
+"""Share of the largest logit by which a model may differ, in bf16, if it computes the same in another way."""
 
 
 class _StopForward(Exception):
@@ -98,3 +100,8 @@ def hooked(layer: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def same_logits(found: Tensor, whole: Tensor) -> bool:
+    """Say whether logits are the same up to rounding; where one is not a number, they are not."""
+    return bool((found - whole).abs().max() <= _ROUNDING * whole.abs().max())

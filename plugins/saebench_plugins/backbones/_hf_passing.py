@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saebench_plugins.backbones._hf_forward import hidden_of, hooked, stopped_after, with_hidden
+from saebench_plugins.backbones._hf_forward import hidden_of, hooked, same_logits, stopped_after, with_hidden
 
 __all__ = ["FirstLayers"]
-
-_ROUNDING: Final = 0.05
-"""Share of the largest logit by which a model may differ, in bf16, if layers are passed by."""
 
 
 class FirstLayers:
@@ -49,7 +46,7 @@ class FirstLayers:
                 found = self._model(input_ids=ids, use_cache=False).logits
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError):
             return False  # whatever a model says that misses something
-        return bool((found - whole).abs().max() <= _ROUNDING * whole.abs().max())
+        return same_logits(found, whole)
 
     @contextlib.contextmanager
     def _replaced(self, states: Tensor) -> Iterator[None]:

@@ -37,14 +37,14 @@ def test_planted_latents_are_found(tmp_path):
     assert result.scores["top1"].value == 1.0
     assert result.scores["top5"].value == 1.0
     assert result.scores["all_latents"].value == prepared.ceilings["all_latents"]  # the identity adds nothing
-    tops = [f"top{k}{suffix}" for k in (1, 5) for suffix in ("", "_auc", "_f1")]
+    tops = [f"top{k}{suffix}" for k in (1, 2, 5) for suffix in ("", "_auc", "_f1")]
     assert prepared.ceilings == pytest.approx(dict.fromkeys([*tops, "all_latents"], 0.975), abs=0.026)
     assert set(prepared.floors) == set(result.scores)
     assert {value for name, value in prepared.floors.items() if not name.endswith("_f1")} == {0.5}
     assert prepared.floors["top1_f1"] == pytest.approx(1 / 3)  # one class called always: 2/3 for it, weighted by a half
-    assert result.items["label"] == ["a", "a", "b", "b", "c", "c"]
-    assert result.items["k"] == [1, 5] * 3
-    assert result.items["latent"] == [1, 1, 2, 2, 3, 3]
+    assert result.items["label"] == [label for label in "abc" for _ in range(3)]
+    assert result.items["k"] == [1, 2, 5] * 3
+    assert result.items["latent"] == [latent for latent in (1, 2, 3) for _ in range(3)]
     assert all(result.items["converged"])
     assert len({len(column) for column in result.items.values()}) == 1
 
@@ -52,7 +52,7 @@ def test_planted_latents_are_found(tmp_path):
 def test_permuted_labels_are_near_chance(tmp_path):
     metric = metric_with(planted(tmp_path, each=300), train_size=400, test_size=200)
     result, _ = scored(metric, WordModel(), random_sae(), tmp_path)
-    for k in (1, 5):
+    for k in (1, 2, 5):
         assert result.scores[f"top{k}"].value > 0.6
         assert abs(result.scores[f"top{k}_permuted"].value - 0.5) < 0.08
         assert result.scores[f"top{k}"].n == 3 * 200  # a third of 300 texts, and as many of the other classes
@@ -168,7 +168,7 @@ def test_rows_are_stored_without_loss_unless_they_are_too_many():
 
 
 def test_images_are_probed_class_by_class(tmp_path):
-    metric = SparseProbing(SparseProbingConfig(train_size=40, test_size=20))
+    metric = SparseProbing(SparseProbingConfig(train_size=40, test_size=20, k=(1, 5)))
     result, prepared = scored(metric, PictureModel(), identity_sae(), tmp_path)
     assert result.items["label"] == ["cat", "cat", "dog", "dog", "emu", "emu"]
     assert result.items["latent"] == [0, 0, 1, 1, 2, 2]

@@ -22,7 +22,7 @@ class SparseProbingConfig(MetricConfig):
     """
 
     type: Literal["sparse_probing"] = "sparse_probing"
-    k: tuple[PositiveInt, ...] = Field((1, 5), min_length=1, description="Numbers of latents in a probe.")
+    k: tuple[PositiveInt, ...] = Field((1, 2, 5), min_length=1, description="Numbers of latents in a probe.")
     protocol: ProtocolName = Field("paper", description="How features are made, chosen and fitted.")
     suite: Suite | None = Field(
         None,

@@ -1,12 +1,17 @@
-"""How the process is while it works: SIGTERM is an exception, torch has so many threads."""
+"""How the process is while it works: SIGTERM is an exception, numerical libraries have so many threads."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Final
 
 __all__ = ["Interruption", "termination", "threads"]
+
+COUNTS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Where libraries that are being loaded look how many threads they have."""
 
 
 class Interruption(KeyboardInterrupt):
@@ -46,13 +51,36 @@ def termination() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Give torch that many threads for a while; None leaves it as it is."""
+    """Give torch and the numerical libraries beside it that many threads for a while; None leaves them as they are.
+
+    Torch's number is its own: linear algebra of numpy, scipy and scikit-learn would still take every core, and two
+    processes that share cores would wait for each other. What is first loaded meanwhile reads its number from the
+    environment, and keeps it.
+    """
+    if count is None:
+        yield
+        return
     import torch
+    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count), _environment(dict.fromkeys(COUNTS, str(count))):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

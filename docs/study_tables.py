@@ -109,7 +109,10 @@ def _text(cells: Sequence[Row], score: str, tell: Tell) -> str:
 def _briefly(spread: float, mean: str, tell: Tell) -> str:
     """Tell a spread with no more digits than its mean has; a table has little room."""
     decimals = mean.partition(".")[2]
-    return f"{spread:.{len(decimals)}f}" if decimals.isdigit() else tell(spread)
+    told = tell(spread)
+    if not decimals and "." in told:
+        return f"{spread:.0f}"
+    return f"{spread:.{len(decimals)}f}" if decimals.isdigit() else told
 
 
 def _standing(cells: Sequence[Row]) -> list[Row]:

@@ -90,6 +90,12 @@ def test_a_table_of_one_score_by_hand(studies):
     ]
 
 
+def test_a_spread_has_no_more_digits_than_its_mean(studies):
+    cells = [cell("topk", "trained", 0, 1240.0), cell("topk", "trained", 1, 1251.0)]
+    asked = {"rows": "constraint", "columns": "architecture", "score": "a/b"}
+    assert studies.table({"cells": cells, "limits": LIMITS}, asked).splitlines()[2] == "| trained | 1246 ± 8 |"
+
+
 def test_a_row_that_comes_late_stands_behind_its_neighbour(studies):
     names = [("topk", "trained"), ("topk", "soft"), ("topk", "true"), ("relu", "trained"), ("relu", "softer")]
     names += [("gated", "soft"), ("gated", "softest"), ("gated", "true")]

@@ -125,6 +125,10 @@ def _levels(limits: Mapping[str, Any], cells: Sequence[Row], score: str) -> dict
 
 
 def _caption(cells: Sequence[Row]) -> str:
-    seeds = len({row["seed"] for row in cells})
-    told = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed"
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in cells:
+        seeds.setdefault((row["architecture"], row["constraint"]), set()).add(row["seed"])
+    fewest, most = min(map(len, seeds.values())), max(map(len, seeds.values()))
+    span = f"{most}" if fewest == most else f"{fewest} to {most}"
+    told = f"mean and standard deviation over {span} seeds" if most > 1 else "one seed"
     return told + ("; hollow marks carry a flag" if _marked(cells) else "")

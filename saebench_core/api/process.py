@@ -53,9 +53,8 @@ def termination() -> Iterator[Callable[[], None]]:
 def threads(count: int | None) -> Iterator[None]:
     """Give torch and the numerical libraries beside it that many threads for a while; None leaves them as they are.
 
-    Torch's number is its own: linear algebra of numpy, scipy and scikit-learn would still take every core, and two
-    processes that share cores would wait for each other. What is first loaded meanwhile reads its number from the
-    environment, and keeps it.
+    Torch's number is its own: linear algebra of numpy, scipy and scikit-learn would still take every core. What is
+    first loaded meanwhile reads its number from the environment, and keeps it.
     """
     if count is None:
         yield
@@ -81,6 +80,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value

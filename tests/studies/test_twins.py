@@ -63,6 +63,8 @@ def test_a_score_against_l0_by_hand(studies):
         True,
     )  # the seed that collapsed is no part of the mean; the flag says that there is one
     assert chart.caption == "mean and standard deviation over 2 to 3 seeds; hollow marks carry a flag"
+    alone = studies.against_l0({"cells": cells, "limits": limits}, {"score": "a/b", "constraint": "trained"})
+    assert alone.caption == "mean and standard deviation over 3 seeds"
     with pytest.raises(KeyError, match="a/typo: no cell has it"):
         studies.against_l0({"cells": cells, "limits": limits}, {"score": "a/typo"})
 

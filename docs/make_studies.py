@@ -6,13 +6,14 @@ preset or of another that has them too: a study may be run in pieces, whose work
 ``python docs/make_studies.py`` writes the pages from what is stored there, and with ``--check`` says what in them is
 not made from it.
 
-A page asks for a table, differences, a figure (a stored chart, a score against L0, or scores beside each other),
-latents in their contexts, what was run, or where most was reached, in a comment, and what follows it up to the next
-``<!-- end -->`` is written anew::
+A page asks for a table, differences, twins beside what is trained and explains as much, a figure (a stored chart, a
+score against L0, or scores beside each other), latents in their contexts, what was run, or where most was reached, in a
+comment, and what follows it up to the next ``<!-- end -->`` is written anew::
 
     <!-- table data=paper-synthetic rows=constraint scores=reconstruction/explained_variance backbone=variable -->
     <!-- table data=paper-synthetic rows=constraint columns=architecture score=feature_recovery/mean -->
     <!-- differences data=map-width trained=trained constraint=frozen_decoder scores=a/b -->
+    <!-- matched data=tau,map-l0 by=a/b scores=a/c trained=trained constraint=frozen_decoder l0=40 -->
     <!-- figure data=map-width chart="reconstruction/explained_variance by d_sae" -->
     <!-- figure data=paper-smollm2-l0 score=ravel/disentangled architecture=batch_topk -->
     <!-- figure data=paper-smollm2 scores=reconstruction/explained_variance,ravel/disentangled title="All scores" -->
@@ -41,13 +42,14 @@ from study_charts import against_l0, beside_each_other
 from study_data import Data, collect, merged, pruned, store, stored
 from study_differences import best_twins, differences
 from study_latents import latents
+from study_matched import matched
 from study_tables import best, chosen_chart, figure, runs, table
 
 from saebench_core.interfaces.chart import Chart
 
 FOLDER: Final = Path(__file__).parent / "studies"
 END: Final = "<!-- end -->"
-MARKED: Final = re.compile(rf"<!-- (best|differences|figure|latents|runs|table) (.*?) -->\n.*?{END}", re.DOTALL)
+MARKED: Final = re.compile(rf"<!-- (best|differences|figure|latents|matched|runs|table) (.*?) -->\n.*?{END}", re.DOTALL)
 
 
 def _keys(words: str) -> dict[str, str]:
@@ -77,6 +79,7 @@ MAKERS: Final = {
     "best": best,
     "differences": _of_one(differences),
     "latents": _of_one(lambda data, asked: latents(data["galleries"][asked["gallery"]], asked)),
+    "matched": matched,
     "runs": lambda found, asked: runs(found),
     "table": _of_one(_table),
 }

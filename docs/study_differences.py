@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from scipy.stats import t as students
-from study_tables import Row, chosen_cells, in_order
+from study_tables import Row, chosen_cells, head_of, in_order
 
 CONFIDENCE: Final = 0.95
 
@@ -29,7 +29,7 @@ def differences(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     chosen = chosen_cells(data["cells"], {**asked, "constraint": f"{asked['trained']},{asked['constraint']}"})
     scores = asked["scores"].split(",")
     lines = [
-        f"| {asked['trained']} - ... | {' | '.join(_head(score) for score in scores)} |",
+        f"| {asked['trained']} - ... | {' | '.join(head_of(score) for score in scores)} |",
         f"|---|{'---|' * len(scores)}",
     ]
     own = _by_seed(chosen, asked["trained"])
@@ -69,10 +69,6 @@ def _best(cells: Sequence[Row], trained: str, twins: Sequence[str], score: str) 
         return ""
     best = max((name for name in means if name != trained), key=lambda name: means[name])
     return f"{best} {100 * (means[best] - means[trained]) / means[trained]:+.1f} %"
-
-
-def _head(score: str) -> str:
-    return score.replace("_", " ").replace("/", " / ")
 
 
 def _by_seed(cells: Sequence[Row], constraint: str) -> dict[int, Row]:

@@ -32,7 +32,7 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
         raise KeyError(f"scores: {sorted(unknown)}")
     rows = in_order(chosen, asked["rows"])
     columns = scores if by_score else in_order(chosen, asked["columns"])
-    heads = [column.replace("_", " ").replace("/", " / ") for column in columns] if by_score else columns  # lines break
+    heads = [head_of(column) for column in columns] if by_score else columns
     lines = [f"| {asked['rows']} | {' | '.join(heads)} |", f"|---|{'---|' * len(columns)}"]
     tell = _teller(asked)
 
@@ -51,6 +51,11 @@ def table(data: Mapping[str, Any], asked: Mapping[str, str]) -> str:
     if paper := _paper(asked):
         lines.append(f"| *the paper* | {' | '.join(paper.get(column, '') for column in columns)} |")
     return "\n".join(lines)
+
+
+def head_of(score: str) -> str:
+    """Return a score's name as the head of a column, in words between which lines can break."""
+    return score.replace("_", " ").replace("/", " / ")
 
 
 def _teller(asked: Mapping[str, str]) -> Tell:

@@ -108,3 +108,29 @@ def test_latents_are_shown_with_marks_and_nothing_of_a_text_is_taken_as_html(stu
     assert f"&lt;b&gt;<mark {style.format('0.70')}> cat⏎</mark><mark {style.format('0.40')}>s</mark>" in made
     with pytest.raises(KeyError, match="there are"):
         module.latents(stored, {"constraint": "none"})
+
+
+def _at(constraint, l0, explained, probed, **changes):
+    scores = {"a/b": explained, "a/c": probed, "reconstruction/l0": l0 + 0.5}
+    return {**cell("topk", constraint, 0, 0.0), "id": f"{constraint} {l0}", "l0": l0, "scores": scores, **changes}
+
+
+MATCHED = {"by": "a/b", "scores": "a/c", "trained": "trained", "constraint": "soft,frozen", "l0": "40.0"}
+CURVE = [_at("trained", 40.0, 0.8, 0.9), _at("trained", 10.0, 0.5, 0.6), _at("trained", 20.0, 0.7, 0.8)]
+BESIDE = [_at("soft", 40.0, 0.55, 0.7, flags=["missed_l0"]), _at("frozen", 40.0, 0.4, 0.6), _at("soft", 20.0, 0.2, 0.1)]
+
+
+def test_a_twin_stands_beside_a_trained_sae_that_explains_as_much(studies):
+    found = {"one": {"cells": [*CURVE[:2], *BESIDE]}, "other": {"cells": [CURVE[0], CURVE[2]]}}
+    lines = studies.matched(found, MATCHED).splitlines()
+    assert lines[0] == "| constraint | a / b | L0 | trained: L0 | a / c | trained |"
+    assert lines[2] == "| soft | 0.550 ‡ | 40.5 | 13.0 | 0.700 | 0.650 |"  # a quarter of the way from L0 10 to 20
+    assert lines[3] == "| frozen | 0.400 | 40.5 |  | 0.600 |  |"  # no trained one explains so little
+    assert len(lines) == 4
+
+
+def test_what_is_matched_is_of_one_place(studies):
+    with pytest.raises(ValueError, match="seed: cells of 0, 1; choose one"):
+        studies.matched({"one": {"cells": [*CURVE, *BESIDE, _at("frozen", 40.0, 0.4, 0.6, seed=1, id="f1")]}}, MATCHED)
+    with pytest.raises(ValueError, match="soft: 2 cells; choose among them by l0"):
+        studies.matched({"one": {"cells": [*CURVE, *BESIDE]}}, {**MATCHED, "l0": "40.0,20.0"})
